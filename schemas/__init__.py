@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bottom layer: what documents, records, artifacts, labels, guarantees and messages look like."""

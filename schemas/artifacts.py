@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What components take and give: records, weights, metrics, documents; each can be written to files and read back.
+
+The digest of an artifact is SHA-256 over its files in name order, so equal content has equal digests everywhere.
+No pickle: records are Parquet, weights safetensors, everything else canonical JSON.
+"""
+
+import hashlib
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
+
+from osmotic.schemas.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Files = dict[str, bytes]
+
+
+def canonical(value: Any) -> bytes:
+    """JSON with sorted keys and no spaces, UTF-8; refuses NaN and infinities (ValueError)."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def digest_of(kind: str, files: Files) -> str:
+    """Hexadecimal SHA-256 of an artifact's kind and files."""
+    total = hashlib.sha256(kind.encode())
+    for name in sorted(files):
+        total.update(f"\0{name}\0{hashlib.sha256(files[name]).hexdigest()}".encode())
+    return total.hexdigest()
+
+
+class Artifact:
+    """Base of the closed set of artifact kinds."""
+
+    kind: ClassVar[str]
+
+    def to_files(self) -> Files:
+        """File name -> content."""
+        raise TypeError(f"{type(self).__name__} cannot be written")
+
+    @classmethod
+    def from_files(cls, files: Files) -> Self:
+        """The inverse of `to_files`; raises DataError when the content is damaged."""
+        raise TypeError(f"{cls.__name__} cannot be read")
+
+
+class Records(Artifact):
+    """A table of records: a list of dictionaries with the same keys; values are str, int, float, bool or None.
+
+    columns: the keys, needed only where there may be no rows to read them from.
+    """
+
+    kind = "records"
+
+    def __init__(self, rows: list[dict[str, Any]], columns: Sequence[str] = ()) -> None:
+        self.rows = rows
+        self._columns = tuple(columns)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.rows)
+
+    @property
+    def columns(self) -> list[str]:
+        """The keys, in the order of the first record; of an empty table, those it was made with."""
+        return list(self.rows[0]) if self.rows else list(self._columns)
+
+    def by_id(self) -> dict[str, dict[str, Any]]:
+        """id -> record."""
+        return {row["id"]: row for row in self.rows}
+
+    def to_files(self) -> Files:
+        """One Parquet file. Raises DataError when records differ in their keys, or a column mixes or nests types."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        columns = self.columns
+        if any(row.keys() != set(columns) for row in self.rows):
+            raise DataError("records of one table must have the same keys")
+        try:
+            table = pa.table({name: [row[name] for row in self.rows] for name in columns})
+        except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
+            raise DataError(f"records that cannot be written as a table: {type(error).__name__}") from error
+        _check_columns(table.schema)
+        sink = io.BytesIO()
+        pq.write_table(table, sink, compression="zstd")
+        return {"records.parquet": sink.getvalue()}
+
+    @classmethod
+    def from_files(cls, files: Files) -> "Records":
+        """Read and check: plain columns with different names only."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            table = pq.read_table(io.BytesIO(files["records.parquet"]))
+            _check_columns(table.schema)
+            return cls(table.to_pylist(), table.column_names)
+        except (KeyError, ValueError, OSError, pa.ArrowException) as error:
+            raise DataError(f"the records are damaged: {error}") from error
+
+
+class Weights(Artifact):
+    """Named tensors (numpy, float32 unless said otherwise) and a JSON description: the base model, what was trained."""
+
+    kind = "weights"
+
+    def __init__(self, tensors: "Mapping[str, np.ndarray]", meta: dict[str, Any] | None = None) -> None:
+        self.tensors = dict(tensors)
+        self.meta = dict(meta or {})
+
+    def to_files(self) -> Files:
+        """A safetensors file and the description."""
+        import numpy as np
+        from safetensors.numpy import save
+
+        tensors = {name: np.ascontiguousarray(self.tensors[name]) for name in sorted(self.tensors)}
+        return {"weights.safetensors": save(tensors), "meta.json": canonical(self.meta)}
+
+    @classmethod
+    def from_files(cls, files: Files) -> "Weights":
+        """Read and check."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        try:
+            return cls(load(files["weights.safetensors"]), json.loads(files["meta.json"]))
+        except (KeyError, SafetensorError, TypeError, ValueError) as error:
+            raise DataError(f"the weights are damaged: {error}") from error
+
+
+class Metrics(Artifact):
+    """Declared numbers (name -> finite float) and, optionally, per-record outcomes for paired comparison.
+
+    `outcomes`: name -> one float a test record, in the test set's order.
+    """
+
+    kind = "metrics"
+
+    def __init__(self, values: dict[str, float], outcomes: dict[str, list[float]] | None = None) -> None:
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        bad += [name for name, row in (outcomes or {}).items() if not all(math.isfinite(value) for value in row)]
+        if bad:
+            raise DataError(f"metrics that are not finite numbers: {', '.join(bad)}")
+        self.values = dict(values)
+        self.outcomes = dict(outcomes or {})
+
+    def to_files(self) -> Files:
+        """One JSON file."""
+        return {"metrics.json": canonical({"values": self.values, "outcomes": self.outcomes})}
+
+    @classmethod
+    def from_files(cls, files: Files) -> "Metrics":
+        """Read and check."""
+        body = _read_json(files, "metrics.json")
+        try:
+            return cls(body["values"], body["outcomes"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError("metrics.json is damaged: not names with numbers") from error
+
+
+class Document(Artifact):
+    """Any JSON value: reports of a component (rejection reasons, curves), small tables."""
+
+    kind = "document"
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    def to_files(self) -> Files:
+        """One JSON file. Raises DataError for what is not JSON."""
+        try:
+            return {"document.json": canonical(self.data)}
+        except (TypeError, ValueError) as error:
+            raise DataError(f"a document that is not JSON: {error}") from error
+
+    @classmethod
+    def from_files(cls, files: Files) -> "Document":
+        """Read and check."""
+        return cls(_read_json(files, "document.json"))
+
+
+KINDS: dict[str, type[Artifact]] = {kind.kind: kind for kind in (Records, Weights, Metrics, Document)}
+
+A = TypeVar("A", bound=Artifact, covariant=True)
+
+
+class Gathered(Mapping[str, A], Generic[A]):
+    """Party name -> artifact, read lazily, iterated in party-name order: one artifact in memory at a time."""
+
+    def __init__(self, loaders: "Mapping[str, Any]") -> None:
+        self._loaders = dict(sorted(loaders.items()))
+
+    def __getitem__(self, party: str) -> A:
+        artifact: A = self._loaders[party]()
+        return artifact
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._loaders)
+
+    def __len__(self) -> int:
+        return len(self._loaders)
+
+
+def _read_json(files: Files, name: str) -> Any:
+    try:
+        return json.loads(files[name])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise DataError(f"{name} is damaged: {error}") from error
+
+
+def _check_columns(schema: Any) -> None:
+    from pyarrow import types
+
+    plain = (types.is_string, types.is_large_string, types.is_integer, types.is_floating, types.is_boolean, types.is_null)
+    bad = [name for name, kind in zip(schema.names, schema.types, strict=True) if not any(test(kind) for test in plain)]
+    if bad:
+        raise DataError(f"values of a column must be text, numbers or true/false: {', '.join(bad)}")
+    if len(set(schema.names)) < len(schema.names):
+        raise DataError("two columns have the same name")

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pipeline document: parties, models, axes, tasks. What it means is in docs/pipelines.md.
+
+References between tasks: ``task`` (its first output), ``task.port``, ``loop.task`` (last round of a repeat),
+``carry.name`` inside a repeat.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
+
+from osmotic.schemas.base import Config
+
+Scalar = str | int | float | bool
+NAME = r"^[a-z][a-z0-9_]*(-[a-z0-9_]+)*$"
+Name = Annotated[str, Field(pattern=NAME, max_length=64)]
+
+
+def _parties(value: Any) -> Any:
+    """`hub` -> [hub]; `100` -> party-000 ... (numbered parties for large simulations)."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, int) and not isinstance(value, bool):
+        if not 1 <= value <= 100_000:
+            raise ValueError(f"a number of parties must be in 1..100000 (got {value})")
+        return [f"party-{i:0{len(str(value - 1))}d}" for i in range(value)]
+    return value
+
+
+def _distinct(parties: tuple[str, ...]) -> tuple[str, ...]:
+    twice = sorted({p for p in parties if parties.count(p) > 1}) if len(set(parties)) < len(parties) else []
+    if twice:
+        raise ValueError(f"a party stands twice: {', '.join(twice)}")
+    return parties
+
+
+def _kind_of_task(value: Any) -> str:
+    """Which model a member of `tasks` is: errors then come from that one alone."""
+    repeats = "repeat" in value if isinstance(value, dict) else isinstance(value, RepeatSpec)
+    return "RepeatSpec" if repeats else "TaskSpec"
+
+
+def _source(value: Any) -> Any:
+    """The short form of an input: just the reference."""
+    return {"from": value} if isinstance(value, str) else value
+
+
+class InputSpec(Config):
+    """Where an input comes from; `waive` asks the owning site to let it cross unprotected, and says why."""
+
+    source: str = Field(alias="from", description="task, task.port, loop.task or carry.name")
+    waive: str | None = Field(None, min_length=10, description="Reason for crossing unprotected. Only the site grants it.")
+
+
+Input = Annotated[InputSpec | None, BeforeValidator(_source, json_schema_input_type=str | InputSpec | None)]
+Parties = Annotated[
+    tuple[Name, ...],
+    Field(strict=False, min_length=1),
+    AfterValidator(_distinct),
+    BeforeValidator(
+        _parties,
+        json_schema_input_type=Name | Annotated[int, Field(ge=1, le=100_000)] | Annotated[list[Name], Field(min_length=1)],
+    ),
+]
+
+
+class Patch(Config):
+    """What changes in a task at one value of an axis."""
+
+    inputs: dict[Name, Input] = Field(default_factory=dict, description="Inputs replaced; null takes one away.")
+    config: dict[str, Any] = Field(default_factory=dict, description="Configuration keys replaced (deep).")
+    skip: bool = Field(False, description="The task does not exist at this value.")
+
+
+class TaskSpec(Config):
+    """One component at one role."""
+
+    component: str = Field(description="A registered component's name (osmotic components).")
+    at: Name = Field(description="The role where it runs: once at every party of that role.")
+    each: Literal["party"] | None = Field(None, description="At a single-party role: run once per sending party.")
+    inputs: dict[Name, Input] = Field(default_factory=dict, description="Input port -> reference.")
+    config: dict[str, Any] = Field(default_factory=dict, description="The component's own configuration.")
+    matrix: tuple[str, ...] = Field((), strict=False, description="Axes that this task spans (inherited from its inputs too).")
+    vary: dict[str, dict[str, Patch]] = Field(
+        default_factory=dict, description="axis -> value -> patch of inputs and config; names the axis, so spans it."
+    )
+
+
+class Carry(Config):
+    """A value that goes from one round into the next."""
+
+    source: str = Field(alias="from", description="A task (and port) inside the repeat.")
+    start: str | None = Field(None, description="Reference used in the first round; none: the input is absent then.")
+
+
+class Until(Config):
+    """Stop early when a metric of a task at a single-party role is reached."""
+
+    metric: str = Field(description="task.port:name, a number of a metrics artifact inside the repeat.")
+    at_least: float = Field(strict=False)
+
+
+class Repeat(Config):
+    """How often, what is carried, when to stop."""
+
+    times: int = Field(ge=1, le=10_000)
+    carry: dict[Name, Carry] = Field(default_factory=dict)
+    until: Until | None = None
+
+
+class RepeatSpec(Config):
+    """A group of tasks that is unrolled into rounds."""
+
+    repeat: Repeat
+    tasks: dict[Name, TaskSpec] = Field(min_length=1)
+
+
+Task = Annotated[Annotated[TaskSpec, Tag("TaskSpec")] | Annotated[RepeatSpec, Tag("RepeatSpec")], Discriminator(_kind_of_task)]
+
+
+class ModelSpec(Config):
+    """A model at a role. Components at that role use it directly; components elsewhere through a port, as a crossing."""
+
+    type: str = Field(description="A registered model's name (osmotic plugins).")
+    at: Name
+    config: dict[str, Any] = Field(default_factory=dict)
+
+
+class ReportSpec(Config):
+    """What the table at the end shows."""
+
+    table: str | None = Field(None, description="The task whose metrics are the rows (one row an arm).")
+    rows: str = Field("arm", description="The axis whose values are the rows.")
+    metrics: dict[str, str] = Field(default_factory=dict, description="metric -> column title, in order.")
+    apart: tuple[str, ...] = Field((), strict=False, description="Rows that stand apart below the others.")
+    samples: dict[str, str] = Field(default_factory=dict, description="title -> task.port of records to show (benchmark only).")
+
+
+class Pipeline(Config):
+    """A whole pipeline."""
+
+    osmotic: Literal[1] = Field(description="Version of this document's format.")
+    name: Name
+    description: str = ""
+    parties: dict[Name, Parties] = Field(
+        min_length=1, description="role -> its parties: names, one name, or a number of parties (party-0, party-1, ...)."
+    )
+    seed: int = Field(0, ge=0, description="Seed of everything that no guarantee rests on.")
+    noise_seed: int | None = Field(None, ge=0, description="Seeds the noise too: for tests; voids every guarantee.")
+    models: dict[Name, ModelSpec] = Field(default_factory=dict, description="Model name -> what it is and where.")
+    text: dict[Name, str] = Field(default_factory=dict, description="Named texts, used in configurations as ${text.NAME}.")
+    matrix: dict[Name, Annotated[tuple[Scalar, ...], Field(strict=False, min_length=1)]] = Field(
+        default_factory=dict, description="axis -> its values: arms, seeds, grids."
+    )
+    tasks: dict[Name, Task] = Field(min_length=1, description="Task name -> task, or a group of tasks that is repeated.")
+    report: ReportSpec = Field(default_factory=ReportSpec, description="The table at the end.")

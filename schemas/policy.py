@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Site policy: a local file of one party that decides what leaves it. No pipeline can change it.
+
+A pipeline asks for data by name, for waivers and seeds with reasons; here they are granted or not. Nothing is granted by
+default: data must be bound, waivers listed, and both work on data whose purpose is `benchmark` only.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, field_validator
+
+from osmotic.schemas.base import Config
+from osmotic.schemas.records import RecordSchema
+
+
+def _kind_of_schema(value: Any) -> str:
+    return "str" if isinstance(value, str) else "RecordSchema"
+
+
+def _nothing(value: Any) -> Any:
+    """A party with nothing below it: the defaults."""
+    return {} if value is None else value
+
+
+class DataBinding(Config):
+    """A data set of this party, under the name that pipelines ask for."""
+
+    path: str = Field(description="JSONL, CSV or Parquet file; 'osmotic:NAME/FILE' for a shipped one; relative to this file.")
+    schema_: Annotated[
+        Annotated[RecordSchema, Tag("RecordSchema")] | Annotated[str, Tag("str")], Discriminator(_kind_of_schema)
+    ] = Field(alias="schema", description="The public schema, inline or a YAML file.")
+    label: Literal["private", "public"] = "private"
+    purpose: Literal["private", "benchmark"] = Field(
+        "private", description="benchmark: published data; waivers, seeds and grids may be granted, and reports may show it."
+    )
+    rows: Annotated[tuple[int, int] | None, Field(strict=False)] = Field(
+        None, description="[first, end) of the file's records."
+    )
+    map: dict[str, str] = Field(
+        default_factory=dict, description="field -> Jinja2 template over the file's own keys, e.g. stem: '{{ question.stem }}'."
+    )
+
+
+class Budget(Config):
+    """Cap of what a data set may spend, ever, over all runs."""
+
+    per_document: float = Field(gt=0, strict=False, description="Sum of epsilon of all releases of one document.")
+
+
+class Waiver(Config):
+    """An edge that may carry unprotected data (benchmark data sets only) to these roles."""
+
+    edge: str = Field(description="task.input of the receiving task, or '*'.")
+    observers: tuple[str, ...] = Field(("server",), strict=False, description="Roles that may then see it or what follows.")
+
+
+class SitePolicy(Config):
+    """What one party allows."""
+
+    data: dict[str, DataBinding] = Field(default_factory=dict, description="Name that pipelines ask for -> data set.")
+    budget: dict[str, Budget] = Field(default_factory=dict, description="Data set -> cap; '*' for every other one.")
+    components: tuple[str, ...] = Field(("*",), strict=False, description="Component names that may run here.")
+    mechanisms: tuple[str, ...] = Field(("*",), strict=False, description="Mechanism names, or name@sha256-prefix of its code.")
+    max_epsilon: float | None = Field(None, gt=0, strict=False, description="Largest epsilon a token or field here.")
+    waivers: tuple[Waiver, ...] = Field((), strict=False, description="Edges that may carry unprotected benchmark data.")
+    seeded: bool = Field(False, description="Allow seeded noise on benchmark data (tests).")
+    cleartext: tuple[str, ...] = Field((), strict=False, description="Cleartext classes that a mechanism may declare.")
+    endpoints: tuple[str, ...] = Field((), strict=False, description="Model ports elsewhere that may see private data.")
+    tables: tuple[str, ...] = Field(("*",), strict=False, description="Digests (or prefixes) of tables a mechanism may use.")
+    unproven: bool = Field(False, description="Allow mechanisms that are not certified (never shown as a guarantee).")
+    threads: int = Field(1, ge=1, description="Compute threads of this party.")
+
+
+class Sites(Config):
+    """Policies of several parties in one file, for runs on one machine."""
+
+    osmotic_sites: Literal[1] = Field(description="Version of this document's format.")
+    defaults: SitePolicy = Field(
+        default_factory=SitePolicy, description="Keys that hold for every party below that does not set them itself."
+    )
+    parties: dict[str, Annotated[SitePolicy, BeforeValidator(_nothing, json_schema_input_type=SitePolicy | None)]]
+
+    @field_validator("parties")
+    @classmethod
+    def _apply_defaults(cls, parties: dict[str, SitePolicy], info: ValidationInfo) -> dict[str, SitePolicy]:
+        defaults: SitePolicy | None = info.data.get("defaults")
+        if defaults is None:
+            return parties
+        given = {key: getattr(defaults, key) for key in defaults.model_fields_set}
+        return {
+            name: policy.model_copy(update={k: v for k, v in given.items() if k not in policy.model_fields_set})
+            for name, policy in parties.items()
+        }
