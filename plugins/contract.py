@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a plugin author implements: components, mechanisms, models. Everything here can be imported without torch.
+
+A *component* is a function from typed artifacts to typed artifacts at one party::
+
+    class DpSanitizer(Component[DpSanitizerConfig]):
+        name = "dp_sanitizer"
+        outputs = {"sanitized": Out(Records, label="release"), "key": Out(Records)}
+
+        def run(self, context: Context, records: Records) -> Outputs: ...
+
+Input ports are read from the annotations of `run`: an artifact class, ``Class | None`` (optional), or ``Gathered[Class]``
+(one from every sending party). It never opens a socket, never sees another party, never picks a path. A *mechanism* gives
+log-probabilities over a public space of symbols; the host samples from it, charges the ledger, stores the release. A *model*
+plugin builds an object that has one or more of the protocols below.
+"""
+
+import inspect
+import random
+import types
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Generic,
+    Literal,
+    Protocol,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    runtime_checkable,
+)
+
+from pydantic import Field
+
+from osmotic.schemas.artifacts import Artifact, Document, Gathered, Metrics, Records, Weights
+from osmotic.schemas.base import Config
+from osmotic.schemas.guarantees import Guarantee
+from osmotic.schemas.records import RecordSchema
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = [
+    "Answer", "Artifact", "Component", "Config", "Context", "Document", "Embedder", "Entropy", "Gathered", "Generation",
+    "Guarantee", "Journal", "MaskedLM", "Mechanism", "Metrics", "ModelName", "ModelPlugin", "Out", "Outputs", "Port", "Records",
+    "Scorer", "Space", "TextGenerator", "Trainable", "Weights", "config_type", "input_ports",
+]  # fmt: skip
+
+C = TypeVar("C", bound=Config)
+Outputs = Mapping[str, Artifact]
+ModelName = Annotated[str, Field(json_schema_extra={"osmotic": "model"}, description="Name of a model of the pipeline.")]
+
+
+# ---- components ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Out:
+    """An output port. label: ``join`` (of the inputs), ``release`` (minted by the host) or ``source`` (a data binding)."""
+
+    kind: type[Artifact]
+    label: Literal["join", "release", "source"] = "join"
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input port, as read from `run`'s annotations."""
+
+    kind: type[Artifact]
+    optional: bool = False
+    gathered: bool = False
+
+
+class Journal(Protocol):
+    """Append-only memory of one task that survives a kill: key -> JSON value (answers of a paid teacher, say)."""
+
+    def get(self, key: str) -> Any | None:
+        """What was put under the key by this task, in this or an earlier attempt; None if nothing."""
+
+    def put(self, key: str, value: Any) -> None:
+        """Store durably before going on."""
+
+
+class Context(Protocol):
+    """What the host gives to a running component."""
+
+    @property
+    def party(self) -> str:
+        """Name of the party it runs at."""
+
+    @property
+    def task(self) -> str:
+        """Identity of the task, e.g. ``student[arm=fedcot,seed=1]@north``."""
+
+    def rng(self, stream: str) -> random.Random:
+        """A named, seeded stream: equal for equal (pipeline seed or seed axis, party, stream), whatever the arm."""
+
+    def model(self, name: str) -> Any:
+        """The model of that name: the object itself at this party, or a port to the party that has it."""
+
+    def dataset(self, name: str) -> tuple[Records, RecordSchema]:
+        """A data set that this party's site policy binds. Raises RefusedError when it does not."""
+
+    def schema(self) -> RecordSchema:
+        """The record schema of the data this party loaded (the first bound data set the task descends from)."""
+
+    def release(self, records: Records, fields: Sequence[str], mechanism: Mapping[str, Any]) -> tuple[Records, Records]:
+        """Release the fields of each record through a mechanism: (released, key).
+
+        mechanism: {"name": ..., and its configuration}. Charged to the ledger and stored, in one transaction, before this
+        returns; what was released before is looked up and costs nothing. `released` has a fresh random ``id`` and the fields,
+        in random order; `key` maps ``released`` (that id) to ``id`` (the record's own) and must stay at home.
+        """
+
+    def blind(self, records: Records, fields: Sequence[str]) -> tuple[Records, Records]:
+        """The fields unchanged under fresh random ids, in random order: (blinded, key). Protects nothing: the result stays private.
+
+        For records that cross under a waiver: ids of records never cross, waived or not.
+        """
+
+    def journal(self, name: str = "rows") -> Journal:
+        """The task's durable memory."""
+
+    def scratch(self) -> Path:
+        """A folder of the task's own for checkpoints; kept until the task has finished."""
+
+    def progress(self, done: int, total: int, note: str = "") -> None:
+        """Report progress; cheap, call it as often as you like."""
+
+
+class Component(ABC, Generic[C]):
+    """A building block. Subclasses set `name` and `outputs`, and implement `run`; the configuration is `self.config`."""
+
+    name: ClassVar[str]
+    outputs: ClassVar[Mapping[str, Out]]
+    version: ClassVar[int] = 1
+    private_choice: ClassVar[bool] = False  # its output's presence depends on private data (documented in the catalogue)
+
+    def __init__(self, config: C) -> None:
+        self.config = config
+
+    run: Callable[..., Outputs]
+
+    @classmethod
+    def check(cls, config: C, schema: RecordSchema | None) -> Sequence[str]:
+        """Problems of a valid configuration against the record schema (templates, fields), before anything is loaded."""
+        return ()
+
+
+def config_type(cls: type[Any]) -> type[Config]:
+    """The configuration class of a component, mechanism or model plugin, from its generic argument."""
+    for base in (b for c in cls.__mro__ for b in getattr(c, "__orig_bases__", ())):
+        for argument in get_args(base):
+            if isinstance(argument, type) and issubclass(argument, Config):
+                return argument
+    raise TypeError(f"{cls.__name__} does not name its configuration class, as in Component[MyConfig]")
+
+
+def input_ports(cls: type[Component[Any]]) -> dict[str, Port]:
+    """Input ports of a component class, from the annotations of `run`. Raises TypeError when one is missing or wrong."""
+    hints = get_type_hints(cls.run)
+    names = list(inspect.signature(cls.run).parameters)[2:]
+    return {name: _port(cls, name, hints.get(name)) for name in names}
+
+
+def _port(cls: type, name: str, hint: Any) -> Port:
+    optional = False
+    if get_origin(hint) in (Union, types.UnionType):
+        rest = [a for a in get_args(hint) if a is not type(None)]
+        optional, hint = len(rest) < len(get_args(hint)), rest[0]
+    gathered = get_origin(hint) is Gathered
+    kind = get_args(hint)[0] if gathered else hint
+    if not (isinstance(kind, type) and issubclass(kind, Artifact)):
+        raise TypeError(f"{cls.__name__}.run: the input {name!r} must be annotated with an artifact class")
+    return Port(kind, optional, gathered)
+
+
+# ---- mechanisms ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Space:
+    """A public space of symbols: a field's domain or a token table.
+
+    vectors: float32 [V, d] or None. unknown: an input symbol V ("not in the table") exists, with its own row.
+    """
+
+    name: str
+    symbols: tuple[str, ...]
+    vectors: "np.ndarray | None" = None
+    unknown: bool = False
+
+    @property
+    def size(self) -> int:
+        """V: the number of symbols that can come out."""
+        return len(self.symbols)
+
+
+class Entropy(Protocol):
+    """Where a mechanism's randomness comes from: the operating system, or a seed (which voids the guarantee)."""
+
+    def uniform(self, count: int) -> "np.ndarray":
+        """float64 [count], uniform in (0, 1), never 0 or 1."""
+
+    def integers(self, high: int, count: int) -> "np.ndarray":
+        """int64 [count], uniform in [0, high), unbiased."""
+
+
+class Mechanism(ABC, Generic[C]):
+    """A token mechanism over a space. Output depends on the input symbol alone, so its certificate can be computed."""
+
+    name: ClassVar[str]
+
+    def __init__(self, config: C, space: Space) -> None:
+        self.config = config
+        self.space = space
+
+    @abstractmethod
+    def log_prob(self, rows: "np.ndarray") -> "np.ndarray":
+        """log P(y | x) for input indices `rows` (int64 [n]; V = unknown): float64 [n, V], rows sum to 1 in probability."""
+
+    @abstractmethod
+    def guarantee(self) -> Guarantee:
+        """What is claimed, per token (or field: the host says which)."""
+
+    def sample(self, rows: "np.ndarray", entropy: Entropy) -> "np.ndarray":
+        """Output indices int64 [n]. Derived from `log_prob` by inverse CDF; override only with something faster and equal."""
+        import numpy as np
+
+        out = np.empty(len(rows), dtype=np.int64)
+        for start in range(0, len(rows), 256):
+            block = rows[start : start + 256]
+            cdf = np.cumsum(np.exp(self.log_prob(block)), axis=1)
+            draws = entropy.uniform(len(block)) * cdf[:, -1]
+            out[start : start + 256] = np.minimum((cdf < draws[:, None]).sum(axis=1), self.space.size - 1)
+        return out
+
+
+# ---- models ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How to generate. temperature 0 = greedy. `stop`: strings that end an answer (not part of it)."""
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One generated text. finished: it ended by itself, not by the length limit. tokens: generated ones."""
+
+    text: str
+    finished: bool
+    tokens: int
+
+
+@runtime_checkable
+class TextGenerator(Protocol):
+    """Text in, text out."""
+
+    def generate(self, prompts: Sequence[str], how: Generation) -> list[Answer]:
+        """One answer a prompt, in order."""
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Log-probabilities of given continuations."""
+
+    def log_likelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
+        """(sum of log-probabilities, number of tokens) of each target given its prompt."""
+
+
+@runtime_checkable
+class MaskedLM(Protocol):
+    """Candidates for a masked position."""
+
+    def fill(self, texts: Sequence[str], top_k: int) -> list[list[tuple[str, float]]]:
+        """For each text with one ``[MASK]``: (token, log-probability), best first."""
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """Text -> vectors."""
+
+    def embed(self, texts: Sequence[str]) -> "np.ndarray":
+        """float32 [n, d], L2-normalised."""
+
+
+@runtime_checkable
+class Trainable(Protocol):
+    """A model whose parameters can be trained (torch)."""
+
+    def trainable(self) -> tuple[Any, Any]:
+        """A fresh copy: (torch.nn.Module of transformers' causal or sequence-to-sequence kind, its tokenizer)."""
+
+    def with_weights(self, weights: Weights) -> Any:
+        """The same plugin's object with trained weights in place; meta["base"] must be this model's fingerprint."""
+
+
+class ModelPlugin(ABC, Generic[C]):
+    """Builds a model object from its configuration. Light to construct; `build` may be slow and is called once a process."""
+
+    name: ClassVar[str]
+    provides: ClassVar[frozenset[str]]  # of: text_generator, scorer, masked_lm, embedder, trainable
+
+    def __init__(self, config: C) -> None:
+        self.config = config
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """SHA-256 of what the model is (files, not paths); part of cache keys. Must not load the model."""
+
+    @abstractmethod
+    def build(self) -> Any:
+        """The model object, with the protocols that `provides` names."""

@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The conformance kit for plugin authors: fakes, a way to run a component alone, and checks of the contract.
+
+Public as ``from osmotic import testing``. In a test of your package::
+
+    def test_contract():
+        testing.check_component(MyComponent, {"key": 1}, {"records": Records([...])})
+
+Every failed check raises `ConformanceError`, which says what to mend. Passing shows that a plugin fits; the guarantee of a
+mechanism is shown by its certificate (`check_mechanism` computes it on one space, the host on every space in use).
+"""
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from osmotic.plugins.contract import (
+    Artifact,
+    Component,
+    Context,
+    Embedder,
+    Gathered,
+    Generation,
+    MaskedLM,
+    Mechanism,
+    ModelPlugin,
+    Outputs,
+    Scorer,
+    Space,
+    TextGenerator,
+    Trainable,
+    config_type,
+    input_ports,
+)
+from osmotic.plugins.fakes import (
+    FakeContext,
+    FakeEmbedder,
+    FakeJournal,
+    FakeMaskedLM,
+    FakeScorer,
+    FakeTextGenerator,
+    validated,
+)
+from osmotic.schemas.artifacts import digest_of
+from osmotic.schemas.errors import Code, OsmoticError, Problem
+from osmotic.schemas.source import did_you_mean
+
+__all__ = [
+    "ConformanceError", "FakeContext", "FakeEmbedder", "FakeJournal", "FakeMaskedLM", "FakeScorer", "FakeTextGenerator",
+    "check_component", "check_mechanism", "check_model", "run_component", "small_space",
+]  # fmt: skip
+
+HEAVY = ("torch", "transformers", "datasets", "deepspeed", "peft", "scipy", "sklearn", "pyarrow")
+PROTOCOLS: Mapping[str, type[Any]] = {
+    "text_generator": TextGenerator, "scorer": Scorer, "masked_lm": MaskedLM, "embedder": Embedder, "trainable": Trainable,
+}  # fmt: skip
+Inputs = Mapping[str, Any]
+
+
+class ConformanceError(OsmoticError):
+    """A plugin does not fit the contract; the problems say where, and what to mend (exit code 6)."""
+
+    code = Code.COMPONENT
+    exit_code = 6
+
+
+# ---- components ------------------------------------------------------------------------------------------------------
+
+
+def run_component(
+    cls: type[Component[Any]], config: Mapping[str, Any], inputs: Inputs, context: Context | None = None
+) -> Outputs:
+    """Run a component once, as the host would: configuration, inputs and outputs are checked.
+
+    inputs: port -> artifact; for a ``Gathered`` port a dictionary party -> artifact. context: default `FakeContext()`.
+    Raises ConfigError for a wrong configuration or input, ConformanceError for outputs that were not declared.
+    """
+    settings = validated(config_type(cls), config, "config")
+    given = _inputs(cls, inputs)
+    outputs = cls(settings).run(context if context is not None else FakeContext(), **given)
+    _check_outputs(cls, outputs)
+    return outputs
+
+
+def check_component(
+    cls: type[Component[Any]],
+    config: Mapping[str, Any],
+    inputs: Inputs,
+    make_context: Callable[[], Context] = FakeContext,
+) -> None:
+    """Check that a component fits: configuration, ports, outputs, the same twice under a seed, inputs untouched, light import.
+
+    make_context: makes a fresh, equal context for each of the two runs.
+    """
+    _check_config(config_type(cls), config)
+    before = _digests(_flat(inputs))
+    first, second = (_digests(run_component(cls, config, inputs, make_context())) for _ in range(2))
+    differ = sorted(name for name in first if first[name] != second.get(name))
+    if differ or first.keys() != second.keys():
+        what = f"{cls.name}: two runs with the same seed differ in {', '.join(differ) or 'their ports'}"
+        raise ConformanceError(Problem(what, fix="draw from context.rng(...), and do not rely on the order of sets"))
+    if _digests(_flat(inputs)) != before:
+        raise ConformanceError(Problem(f"{cls.name}: run changed its inputs", fix="copy rows before you change them"))
+    _check_imports(cls)
+
+
+def _inputs(cls: type[Component[Any]], inputs: Inputs) -> dict[str, Any]:
+    ports = input_ports(cls)
+    problems = [
+        Problem(f"unknown input {name!r}", path="inputs", fix=did_you_mean(name, ports)) for name in inputs if name not in ports
+    ]
+    given: dict[str, Any] = {}
+    for name, port in ports.items():
+        value = inputs.get(name)
+        items = list(value.values()) if port.gathered and isinstance(value, Mapping) else [value]
+        given[name] = Gathered({k: _constant(v) for k, v in value.items()}) if port.gathered and value is not None else value
+        if value is None and not port.optional:
+            problems.append(Problem("this input is required", path=f"inputs.{name}", fix=f"give {port.kind.kind}"))
+        elif value is not None and not all(isinstance(item, port.kind) for item in items):
+            kinds = ", ".join(sorted({type(item).__name__ for item in items}))
+            problems.append(Problem(f"must be {port.kind.kind} (got {kinds})", path=f"inputs.{name}"))
+    if problems:
+        raise ConformanceError(*problems)
+    return given
+
+
+def _constant(value: Any) -> Callable[[], Any]:
+    return lambda: value
+
+
+def _check_outputs(cls: type[Component[Any]], outputs: Any) -> None:
+    if not isinstance(outputs, Mapping):
+        raise ConformanceError(
+            Problem(f"{cls.name}: run must return a mapping port -> artifact (got {type(outputs).__name__})")
+        )
+    declared = cls.outputs
+    problems = [
+        Problem(f"{cls.name}: the output {name!r} is not declared", fix=did_you_mean(name, declared))
+        for name in outputs
+        if name not in declared
+    ]
+    for name, out in declared.items():
+        if name not in outputs and not cls.private_choice:
+            problems.append(Problem(f"{cls.name}: the declared output {name!r} is missing", fix="return it, empty if need be"))
+        elif name in outputs and not isinstance(outputs[name], out.kind):
+            got = type(outputs[name]).__name__
+            problems.append(Problem(f"{cls.name}: the output {name!r} must be {out.kind.kind} (got {got})"))
+    if problems:
+        raise ConformanceError(*problems)
+
+
+def _check_config(model: type[Any], config: Mapping[str, Any]) -> None:
+    """Validate, write as JSON, read again: equal; and a key that nobody knows is refused."""
+    from pydantic import ValidationError
+
+    made = validated(model, config, "config")
+    if model.model_validate_json(made.model_dump_json(by_alias=True)) != made:
+        raise ConformanceError(Problem(f"{model.__name__} does not come back from its JSON", fix="use plain field types"))
+    try:
+        model.model_validate({**config, "osmotic_unknown_key": 1})
+    except ValidationError:
+        return
+    raise ConformanceError(Problem(f"{model.__name__} accepts unknown keys", fix="derive it from osmotic's Config"))
+
+
+def _flat(inputs: Inputs) -> dict[str, Artifact]:
+    """Inputs with gathered ones as ``port/party``."""
+    flat: dict[str, Artifact] = {}
+    for name, value in inputs.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{name}/{party}": artifact for party, artifact in value.items()}
+        elif value is not None:
+            flat[name] = value
+    return flat
+
+
+def _digests(artifacts: Mapping[str, Artifact]) -> dict[str, str]:
+    digests = {}
+    for name, artifact in artifacts.items():
+        files = artifact.to_files()
+        digests[name] = digest_of(artifact.kind, files)
+        again = type(artifact).from_files(files)
+        if digest_of(artifact.kind, again.to_files()) != digests[name]:
+            raise ConformanceError(Problem(f"{name!r} does not come back from its files", fix="use plain values in the rows"))
+    return digests
+
+
+_PROBE = """
+import importlib, importlib.util, json, sys
+name, file, heavy = json.loads(sys.argv[1])
+before = set(sys.modules)
+try:
+    importlib.import_module(name)
+except ModuleNotFoundError as error:
+    if error.name is None or not (name + ".").startswith(error.name + "."):
+        raise
+    spec = importlib.util.spec_from_file_location("osmotic_probed", file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["osmotic_probed"] = module
+    spec.loader.exec_module(module)
+print(json.dumps([word for word in heavy if word in sys.modules and word not in before]))
+"""
+
+
+def _check_imports(cls: type[Any]) -> None:
+    """Import the class's module in a fresh process and look for heavy libraries."""
+    argument = json.dumps([cls.__module__, inspect.getsourcefile(cls), HEAVY])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(part for part in sys.path if part)}
+    command = [sys.executable, "-c", _PROBE, argument]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    if done.returncode:
+        why = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise ConformanceError(Problem(f"the module {cls.__module__!r} cannot be imported on its own", why=why))
+    heavy = json.loads(done.stdout.splitlines()[-1])
+    if heavy:
+        fix = "import it inside the functions that need it"
+        raise ConformanceError(Problem(f"importing {cls.__module__!r} loads {', '.join(heavy)}", fix=fix))
+
+
+# ---- mechanisms ------------------------------------------------------------------------------------------------------
+
+
+def small_space(size: int = 24, dimension: int = 8, unknown: bool = True) -> Space:
+    """A public space with random vectors, always the same one."""
+    import numpy as np
+
+    vectors = np.random.Generator(np.random.PCG64(7)).standard_normal((size, dimension)).astype(np.float32)
+    return Space("small", tuple(f"symbol{i:02d}" for i in range(size)), vectors, unknown)
+
+
+def check_mechanism(
+    cls: type[Mechanism[Any]], config: Mapping[str, Any], space: Space | None = None, draws: int = 5_000
+) -> Any:
+    """Check a mechanism on a space (default: `small_space()`) and return its privacy card.
+
+    Unknown keys are refused; log_prob has the right shape and does not depend on the batch; a certified one holds, exactly; the
+    sampler agrees with log_prob (`draws` a row, false alarm below 1e-9).
+    """
+    import numpy as np
+
+    from osmotic.plugins.certificate import certify, check_sampler
+    from osmotic.plugins.entropy import SeededEntropy
+
+    _check_config(config_type(cls), config)
+    space = space or small_space()
+    made = cls(validated(config_type(cls), config, "mechanism"), space)
+    rows = np.arange(space.size + space.unknown, dtype=np.int64)
+    whole = made.log_prob(rows)
+    alone = np.concatenate([made.log_prob(rows[i : i + 1]) for i in rows[::-1]])[::-1]
+    if whole.shape != alone.shape or not np.allclose(whole, alone, rtol=0, atol=1e-9):
+        fix = "compute each row from its own symbol, and keep no state between calls"
+        raise ConformanceError(Problem(f"{cls.name}: log_prob depends on the other rows of the batch", fix=fix))
+    card = certify(made, sampler=False)
+    if card.declared.mechanism_class == "certified" and not card.holds:
+        why = f"declared {card.declared}; computed epsilon {card.epsilon_true:g}; rows must sum to 1, delta must be 0"
+        raise ConformanceError(Problem(f"{cls.name}: the certificate does not hold on {space.name!r}", why=why))
+    sampler = check_sampler(made, SeededEntropy("check_mechanism"), draws)
+    if not sampler.agrees:
+        fix = "do not override sample, or make it equal to log_prob"
+        raise ConformanceError(Problem(f"{cls.name}: sample does not follow log_prob", why=sampler.why, fix=fix))
+    return card
+
+
+# ---- models ----------------------------------------------------------------------------------------------------------
+
+
+def check_model(cls: type[ModelPlugin[Any]], config: Mapping[str, Any]) -> Any:
+    """Check a model plugin and return the object it built: stable fingerprint, `provides` as built, shapes of the answers."""
+    _check_config(config_type(cls), config)
+    settings = validated(config_type(cls), config, "model")
+    torch_before = "torch" in sys.modules
+    prints = [cls(settings).fingerprint() for _ in range(2)]
+    if prints[0] != prints[1] or not (len(prints[0]) == 64 and set(prints[0]) <= set("0123456789abcdef")):
+        fix = "hash the files that make the model (64 hexadecimal digits), nothing that changes"
+        raise ConformanceError(Problem(f"{cls.name}: the fingerprint is not a stable SHA-256", why=", ".join(prints), fix=fix))
+    if not torch_before and "torch" in sys.modules:
+        raise ConformanceError(Problem(f"{cls.name}: fingerprint() loads torch", fix="read the files only"))
+    built = cls(settings).build()
+    _check_provides(cls, built)
+    _check_answers(cls.name, built)
+    _check_imports(cls)
+    return built
+
+
+def _check_provides(cls: type[ModelPlugin[Any]], built: Any) -> None:
+    unknown = sorted(cls.provides - PROTOCOLS.keys())
+    problems = [Problem(f"{cls.name}: unknown in provides: {n!r}", fix=did_you_mean(n, PROTOCOLS)) for n in unknown]
+    for name, protocol in PROTOCOLS.items():
+        methods = ", ".join(sorted(m for m in vars(protocol) if not m.startswith("_") and callable(getattr(protocol, m))))
+        if name in cls.provides and not isinstance(built, protocol):
+            problems.append(
+                Problem(f"{cls.name} promises {name!r}, but {type(built).__name__} lacks it", why=f"needs: {methods}")
+            )
+        elif name not in cls.provides and isinstance(built, protocol):
+            problems.append(Problem(f"{type(built).__name__} has {methods}, but {cls.name} does not provide {name!r}"))
+    if problems:
+        raise ConformanceError(*problems)
+
+
+def _check_answers(name: str, built: Any) -> None:
+    """A few calls with tiny inputs: one answer each, in the promised form; an empty list gives an empty list."""
+    wrong: list[str] = []
+    if isinstance(built, TextGenerator):
+        how = Generation(max_new_tokens=2)
+        wrong += _unless(_counts(lambda x: built.generate(x, how), ["one", "two two"]), "generate: one answer a prompt")
+    if isinstance(built, Scorer):
+        scores = built.log_likelihood([("one", " two"), ("a b", " c")])
+        good = all(value <= 1e-6 and count >= 1 for value, count in scores)
+        wrong += _unless(good and len(scores) == 2, "log_likelihood: (log-probability <= 0, tokens >= 1) for each pair")
+        wrong += _unless(built.log_likelihood([]) == [], "log_likelihood: nothing for nothing")
+    if isinstance(built, MaskedLM):
+        found = built.fill(["a [MASK] day", "it is [MASK]"], 2)
+        good = all(0 < len(f) <= 2 and [v for _, v in f] == sorted((v for _, v in f), reverse=True) for f in found)
+        wrong += _unless(good and len(found) == 2, "fill: at most top_k candidates a text, best first")
+    if isinstance(built, Embedder):
+        import numpy as np
+
+        vectors = built.embed(["one", "two two"])
+        good = vectors.dtype == np.float32 and len(vectors) == 2 and np.allclose((vectors**2).sum(axis=1), 1, atol=1e-3)
+        wrong += _unless(good, "embed: float32, one row of length 1 a text")
+    if wrong:
+        raise ConformanceError(*(Problem(f"{name}: {text}") for text in wrong))
+
+
+def _unless(good: Any, text: str) -> list[str]:
+    return [] if good else [text]
+
+
+def _counts(call: Callable[[Sequence[str]], Sequence[Any]], texts: Sequence[str]) -> bool:
+    return len(call(texts)) == len(texts) and len(call([])) == 0
