@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Release the fields of records through a token mechanism: what a server may see of a prompt (FedCoT, step "sanitize").
+
+Guarantee: that of the mechanism, per field or token, added up over a record's fields to the document's. The host samples,
+charges the ledger and stores the release; a document that was released before under the same mechanism comes back as it was.
+Void when the noise is seeded. The released records have fresh random ids in a random order; the key stays at home.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from osmotic.plugins.contract import Component, Config, Context, Out, Outputs, Records
+from osmotic.schemas.errors import DataError, Problem
+from osmotic.schemas.records import RecordSchema
+from osmotic.schemas.source import did_you_mean
+
+
+class DpSanitizerConfig(Config):
+    """Configuration of `dp_sanitizer`."""
+
+    mechanism: dict[str, Any] = Field(
+        description="name: a registered mechanism; the other keys are its own (osmotic plugins).",
+        json_schema_extra={"osmotic": "mechanism"},
+    )
+    fields: list[str] = Field(min_length=1, description="Record fields to release, in order.")
+
+    @field_validator("mechanism")
+    @classmethod
+    def _named(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(value.get("name"), str) or not value["name"]:
+            raise ValueError("must have the key 'name': a registered mechanism")
+        return value
+
+    @field_validator("fields")
+    @classmethod
+    def _unique(cls, value: list[str]) -> list[str]:
+        twice = next((name for i, name in enumerate(value) if name in value[:i]), None)
+        if twice is not None:
+            raise ValueError(f"the field {twice!r} stands twice")
+        return value
+
+
+class DpSanitizer(Component[DpSanitizerConfig]):
+    """``sanitized``: fresh ids and the released fields; ``key``: released id -> the record's own id."""
+
+    name = "dp_sanitizer"
+    outputs = {"sanitized": Out(Records, label="release"), "key": Out(Records)}
+
+    @classmethod
+    def check(cls, config: DpSanitizerConfig, schema: RecordSchema | None) -> Sequence[str]:
+        """Fields that the schema does not have."""
+        known = schema.fields if schema else config.fields
+        unknown = [name for name in config.fields if name not in known]
+        return [f"fields: the records have no field {name!r}; {did_you_mean(name, known)}" for name in unknown]
+
+    def run(self, context: Context, records: Records) -> Outputs:
+        """Release every record once. Raises DataError when a record lacks a field, BudgetError when the cap is reached."""
+        for name in self.config.fields:
+            lacking = sum(name not in row for row in records)
+            if lacking:
+                fix = did_you_mean(name, records.columns)
+                raise DataError(Problem(f"{lacking} of {len(records)} records lack the field {name!r}", path="fields", fix=fix))
+        released, key = context.release(records, self.config.fields, self.config.mechanism)
+        return {"sanitized": released, "key": key}
