@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The guarantee of a run for one party, computed from its ledger over all crossings of its data; and what may be shown.
+
+One unprotected crossing makes it ``unprotected``. Otherwise epsilon is per document: the largest sum, over documents, of the
+charges of all releases that crossed; the same release counts once, however often it crossed.
+"""
+
+from typing import Any
+
+from osmotic.runtime.ledger import now
+from osmotic.runtime.site import Ref, Site
+from osmotic.schemas.errors import MembraneError, Problem
+from osmotic.schemas.labels import Label
+
+
+def account(site: Site, edges: list[str]) -> dict[str, Any]:
+    """{word, epsilon, unit, detail, class, void, waived, crossings}: this party's guarantee over the given crossings."""
+    import json
+
+    refs: set[str] = set()
+    waived: set[str] = set()
+    count = 0
+    for edge in edges:
+        for digest, label_text in site.ledger.query("SELECT digest, label FROM crossed WHERE edge=?", (edge,)):
+            count += bool(digest)
+            label = Label.from_json(json.loads(label_text))
+            mine = [e for e in label.entries if e.owner == site.party]
+            waived |= {e.ref for e in mine if e.source == "exposed"}
+            refs |= {e.ref for e in mine if e.source == "release"}
+    rows = [_release(site, ref) for ref in sorted(refs)]
+    classes = {row["class"] for row in rows}
+    void = sorted({row["void"] for row in rows if row["void"]})
+    word = "unprotected" if waived else ("nothing crosses" if not rows else "certified" if classes == {"certified"} else "heuristic")
+    return {
+        "party": site.party, "word": word, "epsilon": _largest(site, sorted(refs)), "unit": "document",
+        "detail": "; ".join(sorted({row["detail"] for row in rows})), "void": void, "waived": sorted(waived),
+        "documents": max((row["documents"] for row in rows), default=0), "crossings": count,
+    }  # fmt: skip
+
+
+def _release(site: Site, ref: str) -> dict[str, Any]:
+    sql = "SELECT class, detail, void, documents FROM release_sets WHERE ref=?"
+    row = site.ledger.query(sql, (ref,))[0]
+    return dict(zip(("class", "detail", "void", "documents"), row, strict=True))
+
+
+def _largest(site: Site, refs: list[str]) -> float:
+    """The largest sum over a document's distinct releases."""
+    if not refs:
+        return 0.0
+    marks = ",".join("?" * len(refs))
+    sql = (
+        "SELECT MAX(total) FROM (SELECT SUM(epsilon) AS total FROM releases WHERE lookup IN "
+        f"(SELECT lookup FROM members WHERE ref IN ({marks})) GROUP BY dataset, document)"
+    )
+    return float(site.ledger.query(sql, refs)[0][0] or 0.0)
+
+
+def may_show(site: Site, ref: Ref, what: str) -> None:
+    """Raise MembraneError unless an artifact depends on benchmark and public data alone; note it in the transcript."""
+    private = [
+        entry.ref
+        for entry in ref.label.of("raw")
+        if entry.owner != site.party or entry.ref not in site.policy.data or site.policy.data[entry.ref].purpose != "benchmark"
+    ]
+    if private:
+        raise MembraneError(Problem(f"{what} stay at {site.party}: they depend on private data", why=f"data sets: {sorted(set(private))}"))
+    if site.ledger.query("SELECT 1 FROM crossed WHERE edge=? AND digest=?", (f"shown: {what}", ref.digest)):
+        return
+    with site.ledger.transaction() as db:
+        body = {
+            "time": now(), "edge": f"shown: {what}", "name": "report", "from": site.party, "to": "report", "direction": "out",
+            "kind": ref.kind, "digest": ref.digest, "bytes": 0, "label": ref.label.to_json(), "word": ref.label.word,
+        }  # fmt: skip
+        site.ledger.append(db, "crossings", body)
+        db.execute("INSERT OR REPLACE INTO crossed VALUES (?,?,?,?)", (f"shown: {what}", ref.digest, "out", "[]"))
+
+
+def summary(site: Site) -> dict[str, Any]:
+    """What the ledger says, for `osmotic ledger`: per data set, what was spent and by which mechanisms."""
+    sql = (
+        "SELECT dataset, COUNT(*), MAX(total), SUM(total) / COUNT(*) FROM "
+        "(SELECT dataset, document, SUM(epsilon) AS total FROM releases GROUP BY dataset, document) GROUP BY dataset"
+    )
+    sets = []
+    for dataset, documents, most, mean in site.ledger.query(sql):
+        cap = site.cap(dataset)
+        details = site.ledger.query(
+            "SELECT DISTINCT class, detail, void FROM release_sets WHERE dataset=? ORDER BY detail", (dataset,)
+        )
+        sets.append(
+            {
+                "dataset": dataset, "documents": documents, "epsilon_largest": most, "epsilon_mean": mean, "unit": "document",
+                "cap": cap, "left": cap - most if cap is not None else None,
+                "releases": [{"class": c, "detail": d, "void": v} for c, d, v in details],
+            }  # fmt: skip
+        )
+    charges = site.ledger.query("SELECT COUNT(*) FROM charges")[0][0]
+    return {"party": site.party, "datasets": sets, "charges": charges, "head": site.ledger.head("charges")}

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything about a graph that can be checked before anything is loaded: component, mechanism and model configuration,
+templates against record schemas, and each party's own policy. All problems come together, located.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from osmotic.plugins.contract import config_type
+from osmotic.plugins.host import Registry
+from osmotic.runtime.data import Datasets
+from osmotic.runtime.graph import Cell, Graph, Instance, Node
+from osmotic.runtime.releases import mechanism_config, split
+from osmotic.schemas.errors import ConfigError, OsmoticError, Problem
+from osmotic.schemas.messages import fingerprint
+from osmotic.schemas.policy import SitePolicy
+from osmotic.schemas.records import RecordSchema
+from osmotic.schemas.source import Key, did_you_mean, problems_of
+
+
+class Configs:
+    """Validated configurations by (node, variant); the variant is the part of the cell that the node spans."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.problems: list[Problem] = []
+        self._made: dict[tuple[str, Cell], Any] = {}
+        self._checked: dict[str, tuple[str, ...]] = {}
+        for instance in graph.instances.values():
+            self._make(graph.nodes[instance.node], instance.variant)
+        self._models()
+        if self.problems:
+            raise ConfigError(*dict.fromkeys(self.problems))
+
+    def of(self, instance: Instance) -> Any:
+        """The configuration object of an instance."""
+        return self._made[(instance.node, instance.variant)]
+
+    def raw(self, instance: Instance) -> dict[str, Any]:
+        """The same as plain values, defaults filled in."""
+        values: dict[str, Any] = self.of(instance).model_dump(mode="json")
+        return values
+
+    def checked(self, node: Node, config: Any, schema: RecordSchema | None) -> tuple[str, ...]:
+        """What a component says of its configuration against a schema; asked once for equal ones."""
+        key = fingerprint([node.spec.component, config.model_dump(mode="json"), schema and schema.model_dump(mode="json")])
+        if key not in self._checked:
+            self._checked[key] = tuple(node.component.check(config, schema))
+        return self._checked[key]
+
+    def _make(self, node: Node, variant: Cell) -> None:
+        if (node.name, variant) in self._made:
+            return
+        values = self.graph.config_of(node, variant)
+        model = config_type(node.component)
+        try:
+            made = model.model_validate(values)
+        except ValidationError as error:
+            self._made[(node.name, variant)] = None
+            located = problems_of(error, model, self.graph.loaded.source, ())
+            self.problems += [self._place(node, variant, p) for p in located]
+            return
+        self._made[(node.name, variant)] = made
+        self._mechanism(node, variant, made)
+        self._model_names(node, variant, made)
+
+    def _place(self, node: Node, variant: Cell, problem: Problem) -> Problem:
+        """Put a configuration problem where the value was written: in the patch that set it, or in the task."""
+        keys = tuple(int(k) if k.isdigit() else k for k in problem.path.split(".")) if problem.path else ()
+        source = self.graph.loaded.source
+        path: Key = (*node.path, "config", *keys)
+        for axis, value in variant:
+            patched: Key = (*node.path, "vary", axis, str(value), "config", *keys)
+            if patched in source.marks:
+                path = patched
+        return Problem(problem.what, source.where(path), ".".join(map(str, path)), problem.why, problem.fix)
+
+    def _mechanism(self, node: Node, variant: Cell, config: Any) -> None:
+        mechanism = getattr(config, "mechanism", None)
+        if not isinstance(mechanism, Mapping):
+            return
+        try:
+            name, values = split(mechanism)
+            mechanism_config(self.graph.registry, name, values)
+        except ConfigError as error:
+            for p in error.problems:
+                path = p.path or "mechanism.name"
+                self.problems.append(self._place(node, variant, Problem(p.what, "", path, p.why, p.fix)))
+
+    def _model_names(self, node: Node, variant: Cell, config: Any) -> None:
+        for key in model_fields(config):
+            name = getattr(config, key)
+            if name is not None and name not in self.graph.pipeline.models:
+                fix = did_you_mean(name, self.graph.pipeline.models)
+                self.problems.append(self._place(node, variant, Problem(f"unknown model {name!r}", "", key, fix=fix)))
+
+    def _models(self) -> None:
+        source = self.graph.loaded.source
+        for name, spec in self.graph.pipeline.models.items():
+            path: Key = ("models", name)
+            if spec.at not in self.graph.pipeline.parties:
+                fix = did_you_mean(spec.at, self.graph.pipeline.parties)
+                self.problems.append(Problem(f"unknown role {spec.at!r}", source.where((*path, "at")), f"models.{name}.at", fix=fix))
+            try:
+                cls = self.graph.registry.model(spec.type)
+                config_type(cls).model_validate(spec.config)
+            except ConfigError as error:
+                p = error.problems[0]
+                self.problems.append(Problem(p.what, source.where((*path, "type")), f"models.{name}.type", p.why, p.fix))
+            except ValidationError as error:
+                for p in problems_of(error, config_type(cls), source):
+                    keys = (*path, "config", *p.path.split("."))
+                    self.problems.append(Problem(p.what, source.where(keys), ".".join(keys), p.why, p.fix))
+
+
+def model_fields(config: Any) -> Iterator[str]:
+    """Configuration keys that name a model."""
+    for key, info in type(config).model_fields.items():
+        extra = info.json_schema_extra
+        marked = isinstance(extra, dict) and extra.get("osmotic") == "model"
+        inner = [m for a in getattr(info.annotation, "__args__", ()) for m in getattr(a, "__metadata__", ())]
+        inner_marked = any(isinstance(getattr(m, "json_schema_extra", None), dict) for m in inner)
+        if marked or inner_marked:
+            yield key
+
+
+def build_model(registry: Registry, graph: Graph, name: str) -> Any:
+    """The model plugin (not yet built) that a pipeline's model names."""
+    spec = graph.pipeline.models[name]
+    cls = registry.model(spec.type)
+    return cls(config_type(cls).model_validate(spec.config))
+
+
+def site_problems(graph: Graph, configs: Configs, party: str, datasets: Datasets) -> list[Problem]:
+    """What one party's policy refuses or lacks: data bindings, components, mechanisms, seeds, templates, budget."""
+    problems: list[Problem] = []
+    policy = datasets.policy
+    done: set[tuple[str, Cell]] = set()
+    for instance in graph.at(party):
+        if (instance.node, instance.variant) in done:
+            continue
+        done.add((instance.node, instance.variant))
+        node, config = graph.nodes[instance.node], configs.of(instance)
+        where, path = graph.loaded.source.where(node.path), ".".join(map(str, node.path))
+        if not any(w in ("*", node.spec.component) for w in policy.components):
+            problems.append(Problem(f"{party} does not allow the component {node.spec.component!r}", where, path))
+        if any(out.label == "source" for out in node.component.outputs.values()):
+            problems += _binding(graph, node, str(getattr(config, "data", "")), party, policy)
+        for schema in _schemas(graph, configs, instance, datasets, problems):
+            problems += [Problem(text, where, f"{path}.config") for text in configs.checked(node, config, schema)]
+    if graph.pipeline.noise_seed is not None and graph.at(party):
+        problems += _seeded(graph, configs, party, policy)
+    return list(dict.fromkeys(problems))
+
+
+def _binding(graph: Graph, node: Node, dataset: str, party: str, policy: SitePolicy) -> list[Problem]:
+    if dataset in policy.data:
+        return []
+    path = (*node.path, "config", "data")
+    fix = did_you_mean(dataset, policy.data) or f"add 'data: {{{dataset}: {{path: ..., schema: ...}}}}' to the site file of {party}"
+    what = f"{party} binds no data set called {dataset!r}"
+    return [Problem(what, graph.loaded.source.where(path), ".".join(map(str, path)), fix=fix)]
+
+
+def _schemas(
+    graph: Graph, configs: Configs, instance: Instance, datasets: Datasets, problems: list[Problem]
+) -> list[RecordSchema | None]:
+    """Schemas of the data sets of this party that the instance descends from; [None] when there are none."""
+    found: list[RecordSchema | None] = []
+    for name in datasets_of(graph, configs, instance):
+        try:
+            found += [datasets.schema(name)] if datasets.has(name) else []
+        except OsmoticError as error:
+            problems += error.problems
+    return found or [None]
+
+
+def datasets_of(graph: Graph, configs: Configs, instance: Instance) -> list[str]:
+    """Names of the data sets that an instance descends from, nearest first, at any party."""
+    names: list[str] = []
+    todo, seen = [instance.id], set()
+    while todo:
+        current = graph.instances[todo.pop(0)]
+        if current.id in seen:
+            continue
+        seen.add(current.id)
+        outs = graph.nodes[current.node].component.outputs.values()
+        if any(out.label == "source" for out in outs):
+            names.append(str(getattr(configs.of(current), "data", "")))
+        todo += [edge.producer for edge in current.edges()]
+    return list(dict.fromkeys(names))
+
+
+def _seeded(graph: Graph, configs: Configs, party: str, policy: SitePolicy) -> list[Problem]:
+    where = graph.loaded.source.where(("noise_seed",))
+    used = {d for i in graph.at(party) for d in datasets_of(graph, configs, i) if d in policy.data}
+    private = [d for d in sorted(used) if policy.data[d].label == "private" and policy.data[d].purpose != "benchmark"]
+    if used and not policy.seeded:
+        return [Problem(f"{party} does not allow seeded noise", where, "noise_seed", why="a seed voids the guarantee")]
+    if private:
+        return [Problem(f"{party}: seeded noise works on benchmark data only, not {', '.join(private)}", where, "noise_seed")]
+    return []

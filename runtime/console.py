@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Progress of a run: live lines at a terminal, plain lines elsewhere. Counts, names of tasks and seconds only."""
+
+import threading
+import time
+from typing import TextIO
+
+from osmotic.runtime.graph import Instance
+
+EVERY = 10.0  # seconds between plain lines of one long task
+
+
+class Console:
+    """A watcher that writes to a stream."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.live = stream.isatty()
+        self.lock = threading.Lock()
+        self.total = self.done = self.cached = 0
+        self.start = time.monotonic()
+        self.last: dict[str, float] = {}
+        self.current: dict[str, str] = {}
+
+    def started(self, total: int) -> None:
+        """Remember how many tasks there are."""
+        self.total, self.start = total, time.monotonic()
+        self._line(f"{total} tasks")
+
+    def task(self, instance: Instance, cached: bool, seconds: float) -> None:
+        """One line a finished task; cached ones are only counted."""
+        with self.lock:
+            self.done += 1
+            self.cached += cached
+            self.current.pop(instance.party, None)
+            if not cached:
+                self._line(f"[{self.done}/{self.total}] {instance.id} {seconds:.1f} s")
+            elif self.done == self.total:
+                self._line(f"[{self.done}/{self.total}] done, {self.cached} found finished")
+            self._show()
+
+    def progress(self, party: str, task: str, done: int, total: int, note: str) -> None:
+        """Progress inside a task."""
+        with self.lock:
+            now = time.monotonic()
+            self.current[party] = f"{task} {done}/{total} {note}".strip()
+            if self.live:
+                if now - self.last.get("", 0.0) > 0.1:
+                    self.last[""] = now
+                    self._show()
+            elif now - self.last.get(task, now if task in self.last else 0.0) > EVERY or task not in self.last:
+                self.last[task] = now
+                if done:
+                    self._line(f"    {self.current[party]}")
+
+    def _line(self, text: str) -> None:
+        clear = "\r\x1b[K" if self.live else ""
+        print(f"{clear}{time.monotonic() - self.start:6.1f}s {text}", file=self.stream, flush=True)
+
+    def _show(self) -> None:
+        if self.live and self.current:
+            text = "  |  ".join(self.current[p] for p in sorted(self.current))
+            print(f"\r\x1b[K{text[:150]}", end="", file=self.stream, flush=True)
+        elif self.live:
+            print("\r\x1b[K", end="", file=self.stream, flush=True)

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a running component gets from its site: streams, models, data, releases, journal. Implements `contract.Context`."""
+
+import hashlib
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from osmotic.plugins.contract import Records
+from osmotic.runtime.data import Datasets
+from osmotic.runtime.ledger import Ledger, TaskJournal
+from osmotic.runtime.releases import Releaser
+from osmotic.runtime.store import Store
+from osmotic.schemas.errors import Problem, RefusedError
+from osmotic.schemas.labels import Label
+from osmotic.schemas.records import RecordSchema
+
+
+class SiteContext:
+    """The context of one task at one site."""
+
+    def __init__(
+        self, *, party: str, task: str, key: str, seed: str, noise_seed: int | None, label: Label, lineage: list[str],
+        datasets: Datasets, releaser: Releaser, ledger: Ledger, store: Store, models: Callable[[str], Any],
+        progress: Callable[[int, int, str], None],
+    ) -> None:  # fmt: skip
+        self._party, self._task, self._key, self._seed = party, task, key, seed
+        self._noise_seed, self._label, self._lineage = noise_seed, label, lineage
+        self._datasets, self._releaser, self._ledger, self._store = datasets, releaser, ledger, store
+        self._models, self._progress = models, progress
+
+    @property
+    def party(self) -> str:
+        """Name of the party."""
+        return self._party
+
+    @property
+    def task(self) -> str:
+        """Identity of the task."""
+        return self._task
+
+    def rng(self, stream: str) -> random.Random:
+        """A named stream; see `contract.Context.rng`."""
+        digest = hashlib.sha256(f"{self._seed}\0{self._party}\0{stream}".encode()).digest()
+        return random.Random(int.from_bytes(digest[:16], "big"))
+
+    def model(self, name: str) -> Any:
+        """A model, or a port to it."""
+        return self._models(name)
+
+    def dataset(self, name: str) -> tuple[Records, RecordSchema]:
+        """A bound data set."""
+        return self._datasets.load(name)
+
+    def schema(self) -> RecordSchema:
+        """The schema of the nearest data set that the task descends from."""
+        for name in self._lineage:
+            if self._datasets.has(name):
+                return self._datasets.schema(name)
+        raise RefusedError(Problem(f"{self._task}: no data set of this party stands before this task"))
+
+    def release(self, records: Records, fields: Sequence[str], mechanism: Mapping[str, Any]) -> tuple[Records, Records]:
+        """Release through a mechanism; see `contract.Context.release`."""
+        dataset = self._own_dataset()
+        schema, base = self._datasets.schema(dataset), self._datasets.base
+        prepared = self._releaser.prepare(mechanism, fields, schema, base, certified=True)
+        return self._releaser.release(records, prepared, dataset, self._noise_seed)
+
+    def blind(self, records: Records, fields: Sequence[str]) -> tuple[Records, Records]:
+        """Fresh random ids and order; see `contract.Context.blind`."""
+        return self._releaser.blind(records, fields, self._own_dataset(), self._noise_seed)
+
+    def _own_dataset(self) -> str:
+        foreign = [e for e in self._label.entries if e.owner != self._party and e.source != "release"]
+        if foreign:
+            raise RefusedError(Problem(f"{self._task}: data of another party cannot be released here"))
+        mine = {e.ref for e in self._label.of("raw")} or set(self._lineage)
+        if len(mine) != 1:
+            raise RefusedError(Problem(f"{self._task}: a release needs records of exactly one data set", why=f"got {sorted(mine)}"))
+        return next(iter(mine))
+
+    def journal(self, name: str = "rows") -> TaskJournal:
+        """The task's durable memory."""
+        return TaskJournal(self._ledger, self._key, name)
+
+    def scratch(self) -> Path:
+        """The task's checkpoint folder."""
+        return self._store.scratch(self._key)
+
+    def progress(self, done: int, total: int, note: str = "") -> None:
+        """Report progress."""
+        self._progress(done, total, note)

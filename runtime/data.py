@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The data sets that a site's policy binds: found, read, checked against their schema, fingerprinted."""
+
+import functools
+from pathlib import Path
+
+from osmotic.plugins.contract import Records
+from osmotic.plugins.datafiles import load_records
+from osmotic.plugins.spaces import load_schema, resolve
+from osmotic.runtime.keys import file_digest
+from osmotic.schemas.errors import DataError, Problem, RefusedError
+from osmotic.schemas.messages import fingerprint
+from osmotic.schemas.policy import DataBinding, SitePolicy
+from osmotic.schemas.records import RecordSchema
+from osmotic.schemas.source import did_you_mean
+
+
+class Datasets:
+    """Data sets of one site. `base`: the folder that relative paths start from (that of the policy file)."""
+
+    def __init__(self, policy: SitePolicy, base: Path, party: str) -> None:
+        self.policy, self.base, self.party = policy, base, party
+        self._schemas: dict[str, RecordSchema] = {}
+
+    def has(self, name: str) -> bool:
+        """Whether the policy binds it."""
+        return name in self.policy.data
+
+    def binding(self, name: str) -> DataBinding:
+        """The binding; raises RefusedError when there is none."""
+        if name not in self.policy.data:
+            fix = did_you_mean(name, self.policy.data)
+            raise RefusedError(Problem(f"{self.party} binds no data set called {name!r}", fix=fix))
+        return self.policy.data[name]
+
+    def schema(self, name: str) -> RecordSchema:
+        """Its public schema."""
+        if name not in self._schemas:
+            self._schemas[name] = _schema(self.binding(name).schema_, self.base)
+        return self._schemas[name]
+
+    def path(self, name: str) -> Path:
+        """Its file; raises DataError when it is missing."""
+        binding = self.binding(name)
+        path = resolve(binding.path, self.base)
+        if not path.is_file():
+            fix = f"bind it: osmotic run ... --bind {name}=FILE" if binding.path == "???" else "correct 'path' in the site file"
+            raise DataError(Problem(f"the file of {name!r} is not there", str(path), f"{self.party}.data.{name}.path", fix=fix))
+        return path
+
+    def load(self, name: str) -> tuple[Records, RecordSchema]:
+        """Its records and schema; raises DataError with every problem found."""
+        binding, schema = self.binding(name), self.schema(name)
+        return load_records(self.path(name), schema, binding.map, binding.rows), schema
+
+    def fingerprint(self, name: str) -> str:
+        """What its content depends on: the file, the rows and fields taken, the schema."""
+        binding = self.binding(name)
+        taken = {"rows": binding.rows, "map": binding.map, "schema": self.schema(name).model_dump(mode="json")}
+        return fingerprint([file_digest(self.path(name)), taken])
+
+
+def _schema(value: RecordSchema | str, base: Path) -> RecordSchema:
+    if isinstance(value, RecordSchema):
+        return value
+    path = resolve(value, base)
+    return _schema_file(value, base, path.stat().st_mtime_ns if path.is_file() else 0)
+
+
+@functools.lru_cache(maxsize=64)
+def _schema_file(value: str, base: Path, changed: int) -> RecordSchema:
+    """A schema file, read once for each time it changes: parties often share one."""
+    return load_schema(value, base)

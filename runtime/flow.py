@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The membrane at plan time: infer every label, check every crossing against the policies of the parties concerned.
+
+Each site runs this on its own copy of the plan with its own policy; a local plan runs it once with all of them. A party
+whose policy is not known is taken to have private data and to have granted what the plan asks: it checks for itself.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from osmotic.runtime.graph import Edge, Graph, Instance
+from osmotic.schemas.errors import Problem
+from osmotic.schemas.labels import PUBLIC, Label, Provenance, raw, released
+from osmotic.schemas.policy import SitePolicy, Waiver
+
+WAYS = "ways to mend it: put dp_sanitizer before it; keep the task at the same role; or 'waive: REASON' (benchmark data only)"
+
+
+@dataclass
+class Flow:
+    """Labels by (instance id, port) and by crossing, and what is refused."""
+
+    labels: dict[tuple[str, str], Label] = field(default_factory=dict)
+    crossing: dict[tuple[str, str, str], Label] = field(default_factory=dict)  # (consumer, producer, port) -> label as it crosses
+    refusals: list[Problem] = field(default_factory=list)
+
+
+def granted(policy: SitePolicy, edge: str, waive: str | None, datasets: list[str]) -> tuple[Waiver | None, str]:
+    """The waiver that lets an edge carry raw data, or None and the reason. Waivers work on benchmark data only."""
+    if waive is None:
+        return None, "the plan asks for no waiver"
+    private = [d for d in datasets if d not in policy.data or policy.data[d].purpose != "benchmark"]
+    if private:
+        return None, f"a waiver works on benchmark data only; {', '.join(private)!r} is private"
+    for waiver in policy.waivers:
+        if waiver.edge in (edge, "*"):
+            return waiver, ""
+    return None, f"the site's policy has no waiver for the edge {edge!r}"
+
+
+def infer(graph: Graph, policies: Mapping[str, SitePolicy]) -> Flow:
+    """Infer labels in dependency order and collect refusals, one an edge and reason, with its place in the file."""
+    flow = Flow()
+    refused: dict[tuple[str, str], list[str]] = {}
+    for instance in graph.instances.values():
+        arrived: list[Label] = []
+        for edge in instance.edges():
+            label = flow.labels[(edge.producer, edge.port)]
+            if edge.crossing:
+                label, why = cross(graph, edge, label, policies)
+                flow.crossing[(instance.id, edge.producer, edge.port)] = label
+                if why:
+                    refused.setdefault((instance.node, f"{edge.name}\n{why}"), []).append(f"{edge.sender} -> {edge.receiver}")
+            arrived.append(label)
+        _outputs(graph, instance, Label.join(arrived), policies, flow)
+    for (node, text), pairs in refused.items():
+        flow.refusals.append(_refusal(graph, node, text, pairs))
+    return flow
+
+
+def cross(graph: Graph, edge: Edge, label: Label, policies: Mapping[str, SitePolicy]) -> tuple[Label, str]:
+    """The label after the crossing, and why it is refused ('' when it is not)."""
+    for owner in sorted({e.owner for e in label.of("raw")}):
+        datasets = [e.ref for e in label.of("raw") if e.owner == owner]
+        if owner != edge.sender:
+            return label, f"raw data of {owner} at {edge.sender}"
+        observers: tuple[str, ...] = ("server",)
+        if owner in policies:
+            waiver, why = granted(policies[owner], edge.name, edge.waive, datasets)
+            if waiver is None:
+                return _exposed(label, owner, edge, observers), f"private data of {owner} ({', '.join(datasets)}) would cross: {why}"
+            observers = waiver.observers
+        elif edge.waive is None:
+            return _exposed(label, owner, edge, observers), f"private data of {owner} would cross: the plan asks for no waiver"
+        else:
+            observers = tuple(graph.pipeline.parties)
+        label = _exposed(label, owner, edge, observers)
+    return label, _unseen(graph, edge, label)
+
+
+def _exposed(label: Label, owner: str, edge: Edge, observers: tuple[str, ...]) -> Label:
+    return label.exposed(owner, edge.name, observers)
+
+
+def _unseen(graph: Graph, edge: Edge, label: Label) -> str:
+    """Exposed entries may reach only the roles that their owner allowed (the owner itself always)."""
+    role = graph.role_of[edge.receiver]
+    for entry in label.of("exposed"):
+        if edge.receiver != entry.owner and role not in entry.observers:
+            return f"data of {entry.owner}, exposed by {entry.ref}, may be seen by {', '.join(entry.observers)} only, not by {role}"
+    return ""
+
+
+def _outputs(graph: Graph, instance: Instance, joined: Label, policies: Mapping[str, SitePolicy], flow: Flow) -> None:
+    node = graph.nodes[instance.node]
+    for port, out in node.component.outputs.items():
+        label = joined
+        if out.label == "source":
+            label = joined | source_label(instance.party, str(graph.config_of(node, instance.cell).get("data", "")), policies)
+        elif out.label == "release" and joined.word == "private":
+            kept = {e for e in joined.entries if e.source != "raw" or e.owner != instance.party}
+            label = Label(frozenset(kept)) | released(instance.party, f"plan:{instance.id}")
+        flow.labels[(instance.id, port)] = label
+
+
+def source_label(party: str, dataset: str, policies: Mapping[str, SitePolicy]) -> Label:
+    """The label of a bound data set; of an unknown site: private."""
+    if party not in policies:
+        return raw(party, dataset)
+    binding = policies[party].data.get(dataset)
+    return PUBLIC if binding is not None and binding.label == "public" else raw(party, dataset)
+
+
+def _refusal(graph: Graph, node: str, text: str, pairs: list[str]) -> Problem:
+    name, _, why = text.partition("\n")
+    port = name.rpartition(".")[2]
+    path = (*graph.nodes[node].path, "inputs", port)
+    shown = ", ".join(pairs[:3]) + (f" and {len(pairs) - 3} more" if len(pairs) > 3 else "")
+    where = graph.loaded.source.where(path)
+    return Problem(f"refused: {why}", where, ".".join(map(str, path)), why=f"crossing {shown}", fix=WAYS)
+
+
+def raw_entries(label: Label, owner: str) -> list[Provenance]:
+    """An owner's raw entries in a label."""
+    return [e for e in label.of("raw") if e.owner == owner]

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cache keys: what a task's outputs depend on, as facts that can be compared and explained."""
+
+import functools
+import hashlib
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from osmotic.schemas.messages import fingerprint
+
+RELEVANT = ("numpy", "pyarrow", "safetensors", "torch", "transformers", "peft", "tokenizers", "jinja2")
+REASONS = {
+    "component": "another component",
+    "code": "new code",
+    "config": "changed config",
+    "inputs": "changed input",
+    "models": "changed model",
+    "data": "changed data",
+    "seed": "changed seed",
+    "noise": "changed noise seed",
+    "environment": "changed versions",
+}
+
+
+def key_of(facts: dict[str, Any]) -> str:
+    """The cache key of a task."""
+    return fingerprint(facts)
+
+
+def why(before: dict[str, Any] | None, now: dict[str, Any]) -> str:
+    """In a few words, why a task has to run: what differs from the facts of its last run."""
+    if before is None:
+        return "first run"
+    changed = [REASONS.get(name, name) for name in now if before.get(name) != now[name]]
+    return ", ".join(changed) if changed else "its outputs are missing"
+
+
+@functools.lru_cache(maxsize=1)
+def environment() -> dict[str, str]:
+    """Versions that results depend on. Cached for the process: they cannot change in it."""
+    found = {"python": f"{sys.version_info.major}.{sys.version_info.minor}"}
+    for name in RELEVANT:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+@functools.lru_cache(maxsize=256)
+def code_of(module: str) -> str:
+    """SHA-256 of the Python files beside a module (its helpers count too)."""
+    file = getattr(sys.modules[module], "__file__", None)
+    if file is None:
+        return "builtin"
+    total = hashlib.sha256()
+    for path in sorted(Path(file).parent.glob("*.py")):
+        total.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, remembered by path, size and time of change."""
+    stat = path.stat()
+    return _file_digest(str(path), stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1024)
+def _file_digest(path: str, size: int, changed: int) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

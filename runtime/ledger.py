@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A party's durable memory in one SQLite file: releases and their charges, crossings, finished tasks, journals.
+
+Releases and charges are kept for good; charges and crossings are append-only, each row hash-chained to the one before.
+WAL mode with ``synchronous=FULL``: what was committed survives a kill and a power cut.
+"""
+
+import contextlib
+import hashlib
+import hmac
+import os
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from osmotic.runtime.store import disk
+from osmotic.schemas.artifacts import canonical
+from osmotic.schemas.errors import Problem, StoreError
+
+VERSION = 1
+TABLES = """
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS releases (
+  lookup TEXT PRIMARY KEY, id TEXT NOT NULL UNIQUE, dataset TEXT NOT NULL, document TEXT NOT NULL,
+  payload TEXT NOT NULL, parameters TEXT NOT NULL, epsilon REAL NOT NULL);
+CREATE INDEX IF NOT EXISTS releases_document ON releases (dataset, document);
+CREATE TABLE IF NOT EXISTS release_sets (
+  ref TEXT PRIMARY KEY, digest TEXT NOT NULL, dataset TEXT NOT NULL, parameters TEXT NOT NULL, class TEXT NOT NULL,
+  epsilon REAL NOT NULL, detail TEXT NOT NULL, void TEXT NOT NULL, documents INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS members (ref TEXT NOT NULL, lookup TEXT NOT NULL, PRIMARY KEY (ref, lookup)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS charges (seq INTEGER PRIMARY KEY, body TEXT NOT NULL, previous TEXT NOT NULL, hash TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS crossings (seq INTEGER PRIMARY KEY, body TEXT NOT NULL, previous TEXT NOT NULL, hash TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS crossed (edge TEXT NOT NULL, digest TEXT NOT NULL, direction TEXT NOT NULL, label TEXT NOT NULL,
+  PRIMARY KEY (edge, direction));
+CREATE TABLE IF NOT EXISTS blinds (lookup TEXT PRIMARY KEY, id TEXT NOT NULL UNIQUE);
+CREATE TABLE IF NOT EXISTS cards (key TEXT PRIMARY KEY, body TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS tasks (key TEXT PRIMARY KEY, outputs TEXT NOT NULL, seconds REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS instances (id TEXT PRIMARY KEY, key TEXT NOT NULL, facts TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS journal (task TEXT NOT NULL, name TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL,
+  PRIMARY KEY (task, name, key)) WITHOUT ROWID;
+"""
+GENESIS = "0" * 64
+
+
+class Ledger:
+    """Opens (and makes) ``folder/ledger.sqlite`` and the secret key ``folder/key``.
+
+    passing: keep nothing on disk (for a plan of a party that has never run).
+    """
+
+    def __init__(self, folder: Path, passing: bool = False) -> None:
+        self.folder = folder
+        self.path = folder / "ledger.sqlite"
+        if passing:
+            self.key = os.urandom(32)
+        else:
+            with disk(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            self.key = _secret(folder / "key", may_make=not self.path.exists())
+        try:
+            place = ":memory:" if passing else str(self.path)
+            self.db = sqlite3.connect(place, timeout=30, isolation_level=None, check_same_thread=False)
+            self.db.execute("PRAGMA journal_mode=WAL")
+            self.db.execute("PRAGMA synchronous=FULL")
+            self.db.executescript(TABLES)
+            self._check_version()
+        except sqlite3.Error as error:
+            raise _problem(self.path, error) from error
+
+    def close(self) -> None:
+        """Close the database."""
+        self.db.close()
+
+    def _check_version(self) -> None:
+        row = self.db.execute("SELECT value FROM meta WHERE name='version'").fetchone()
+        if row is None:
+            self.db.execute("INSERT INTO meta VALUES ('version', ?)", (str(VERSION),))
+        elif int(row[0]) > VERSION:
+            fix = "install the osmotic version that wrote it, or a newer one"
+            raise StoreError(Problem(f"the ledger was written by a newer version (format {row[0]})", str(self.path), fix=fix))
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """One write transaction: all or nothing, durable when it returns."""
+        try:
+            self.db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self.db
+            except BaseException:
+                self.db.execute("ROLLBACK")
+                raise
+            self.db.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise _problem(self.path, error) from error
+
+    def query(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """All rows of a reading statement."""
+        try:
+            return self.db.execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            raise _problem(self.path, error) from error
+
+    def secret_hash(self, value: Any) -> str:
+        """HMAC-SHA-256 of a JSON value under this party's secret key: look-up keys that tell nothing to others."""
+        return hmac.new(self.key, canonical(value), hashlib.sha256).hexdigest()
+
+    # ---- chains ----
+
+    def append(self, db: sqlite3.Connection, table: str, body: dict[str, Any]) -> None:
+        """Append a row to a hash chain (inside a transaction)."""
+        row = db.execute(f"SELECT hash FROM {table} ORDER BY seq DESC LIMIT 1").fetchone()
+        previous = row[0] if row else GENESIS
+        text = canonical(body).decode()
+        db.execute(f"INSERT INTO {table} (body, previous, hash) VALUES (?,?,?)", (text, previous, link(previous, text)))
+
+    def head(self, table: str) -> str:
+        """Hash of the last row of a chain."""
+        rows = self.query(f"SELECT hash FROM {table} ORDER BY seq DESC LIMIT 1")
+        return rows[0][0] if rows else GENESIS
+
+    def chain_problems(self) -> list[str]:
+        """Rows whose hash does not follow from the one before: somebody changed history."""
+        problems = []
+        for table in ("charges", "crossings"):
+            previous = GENESIS
+            for seq, body, before, hash_ in self.query(f"SELECT seq, body, previous, hash FROM {table} ORDER BY seq"):
+                if before != previous or link(previous, body) != hash_:
+                    problems.append(f"{table} row {seq}: the chain is broken here")
+                    break
+                previous = hash_
+        return problems
+
+    # ---- tasks ----
+
+    def finished(self, key: str) -> dict[str, Any] | None:
+        """Outputs of a finished task: port -> {kind, digest, label}."""
+        rows = self.query("SELECT outputs FROM tasks WHERE key=?", (key,))
+        return _loads(rows[0][0]) if rows else None
+
+    def finish(self, key: str, outputs: dict[str, Any], seconds: float) -> None:
+        """Remember a finished task and forget its journal."""
+        with self.transaction() as db:
+            db.execute("INSERT OR REPLACE INTO tasks VALUES (?,?,?)", (key, canonical(outputs).decode(), seconds))
+            db.execute("DELETE FROM journal WHERE task=?", (key,))
+
+    def forget(self, key: str) -> None:
+        """Forget a finished task (its artifacts are damaged): it runs again."""
+        with self.transaction() as db:
+            db.execute("DELETE FROM tasks WHERE key=?", (key,))
+
+    def bind(self, instance: str, key: str, facts: dict[str, Any]) -> None:
+        """Remember which finished task an instance of the plan stands for, and what its key was made of."""
+        with self.transaction() as db:
+            db.execute("INSERT OR REPLACE INTO instances VALUES (?,?,?)", (instance, key, canonical(facts).decode()))
+
+    def bound(self, instance: str) -> tuple[str, dict[str, Any]] | None:
+        """(key, facts) of an instance, as of its last run."""
+        rows = self.query("SELECT key, facts FROM instances WHERE id=?", (instance,))
+        return (rows[0][0], _loads(rows[0][1])) if rows else None
+
+
+class TaskJournal:
+    """The journal of one task, in the ledger's file."""
+
+    def __init__(self, ledger: Ledger, task: str, name: str) -> None:
+        self.ledger, self.task, self.name = ledger, task, name
+
+    def get(self, key: str) -> Any | None:
+        """What was put under the key, or None."""
+        sql = "SELECT value FROM journal WHERE task=? AND name=? AND key=?"
+        rows = self.ledger.query(sql, (self.task, self.name, key))
+        return _loads(rows[0][0]) if rows else None
+
+    def put(self, key: str, value: Any) -> None:
+        """Store durably."""
+        with self.ledger.transaction() as db:
+            values = (self.task, self.name, key, canonical(value).decode())
+            db.execute("INSERT OR REPLACE INTO journal VALUES (?,?,?,?)", values)
+
+
+def link(previous: str, body: str) -> str:
+    """The hash of a chain's row."""
+    return hashlib.sha256(f"{previous}\n{body}".encode()).hexdigest()
+
+
+def now() -> str:
+    """UTC time, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _loads(text: str) -> Any:
+    import json
+
+    return json.loads(text)
+
+
+def _secret(path: Path, may_make: bool) -> bytes:
+    with disk(path):
+        if path.exists():
+            key = path.read_bytes()
+            if len(key) != 32:
+                raise StoreError(Problem("the secret key file is damaged", str(path), fix="restore it from your backup"))
+            return key
+        if not may_make:
+            fix = "restore it from your backup; without it stored releases cannot be found and would be charged again"
+            raise StoreError(Problem("the secret key of this ledger is missing", str(path), fix=fix))
+        key = os.urandom(32)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(key)
+            file.flush()
+            os.fsync(file.fileno())
+        return key
+
+
+def _problem(path: Path, error: sqlite3.Error) -> StoreError:
+    text = str(error)
+    if "locked" in text or "busy" in text:
+        return StoreError(Problem("the ledger is in use by another run", str(path), fix="wait for it to end"))
+    if "full" in text or "disk I/O" in text:
+        fix = "free some space and run again: nothing was released or lost"
+        return StoreError(Problem("the disk is full or failing", str(path), why=text, fix=fix))
+    if "malformed" in text or "not a database" in text:
+        fix = "restore it from a backup; releases are never made anew silently"
+        return StoreError(Problem("the ledger is corrupt", str(path), why=text, fix=fix))
+    return StoreError(Problem(f"the ledger cannot be used: {text}", str(path)))

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one place where artifacts leave and enter a party. Decides by labels in the party's own store and its own policy,
+never by what a plan claims; checks the bytes; writes the transcript before they leave.
+"""
+
+from osmotic.plugins.contract import Records
+from osmotic.runtime.flow import granted
+from osmotic.runtime.graph import Edge
+from osmotic.runtime.ledger import now
+from osmotic.runtime.site import Ref, Site
+from osmotic.schemas.artifacts import KINDS
+from osmotic.schemas.errors import MembraneError, Problem
+from osmotic.schemas.labels import Label
+from osmotic.schemas.messages import Envelope, unpack
+
+
+def edge_id(edge: Edge, consumer: str) -> str:
+    """The identity of a crossing in ledger, transcript and envelope."""
+    return f"{edge.producer}.{edge.port}->{consumer}"
+
+
+def outgoing(site: Site, consumer: str, producer: str, port: str) -> Edge:
+    """The edge of the accepted plan by which this site sends to a consumer; raises MembraneError when there is none."""
+    graph, _ = site.need()
+    instance = graph.instances.get(consumer)
+    for edge in instance.edges() if instance else ():
+        if (edge.producer, edge.port, edge.sender) == (producer, port, site.party) and edge.crossing:
+            return edge
+    raise MembraneError(Problem(f"the plan has no crossing {producer}.{port} -> {consumer} from {site.party}"))
+
+
+def send(site: Site, consumer: str, producer: str, port: str, have: str) -> tuple[str, bytes]:
+    """(digest, envelope) of a crossing; empty bytes when the receiver has the content and the crossing is on record.
+
+    Raises MembraneError before anything leaves when the label or the bytes may not cross.
+    """
+    edge = outgoing(site, consumer, producer, port)
+    ref = site.results.get(producer, {}).get(port)
+    if ref is None:
+        raise MembraneError(Problem(f"{producer}.{port} has not been made"))
+    label = crossing_label(site, edge, ref)
+    identity = edge_id(edge, consumer)
+    known = site.ledger.query("SELECT digest FROM crossed WHERE edge=? AND direction='out'", (identity,))
+    if have == ref.digest and known and known[0][0] == ref.digest:
+        return ref.digest, b""
+    files = site.store.files(ref.kind, ref.digest)
+    _check_bytes(site, ref, label)
+    blob = Envelope(identity, site.party, edge.receiver, ref.kind, label, files).pack()
+    _record(site, identity, edge, ref, label, len(blob), "out")
+    return ref.digest, blob
+
+
+def crossing_label(site: Site, edge: Edge, ref: Ref) -> Label:
+    """The label that an artifact has on the other side; raises MembraneError when it may not cross."""
+    label = ref.label
+    raw = label.of("raw")
+    if any(entry.owner != site.party for entry in raw):
+        raise MembraneError(Problem(f"{edge.name}: raw data of another party"))
+    if raw:
+        waiver, why = granted(site.policy, edge.name, edge.waive, [entry.ref for entry in raw])
+        if waiver is None:
+            raise MembraneError(Problem(f"{edge.name}: private data may not leave {site.party}", why=why))
+        label = label.exposed(site.party, edge.name, waiver.observers)
+    role = site.need()[0].role_of[edge.receiver]
+    for entry in label.of("exposed"):
+        if edge.receiver != entry.owner and role not in entry.observers:
+            raise MembraneError(Problem(f"{edge.name}: exposed data of {entry.owner} may not be seen by {role}"))
+    for entry in label.of("release"):
+        if entry.owner == site.party:
+            _check_release(site, edge, entry.ref)
+    return label
+
+
+def _check_release(site: Site, edge: Edge, ref: str) -> None:
+    rows = site.ledger.query("SELECT void, dataset FROM release_sets WHERE ref=?", (ref,))
+    if not rows:
+        raise MembraneError(Problem(f"{edge.name}: no such release in the ledger of {site.party}"))
+    void, dataset = rows[0]
+    benchmark = dataset in site.policy.data and site.policy.data[dataset].purpose == "benchmark"
+    if void and not (site.policy.seeded and benchmark):
+        raise MembraneError(Problem(f"{edge.name}: the release is void ({void})", why=f"{site.party} does not allow it"))
+
+
+def _check_bytes(site: Site, ref: Ref, label: Label) -> None:
+    """Records that descend from this party's data carry its random ids only, whatever the label says."""
+    mine = any(entry.owner == site.party for entry in label.entries)
+    if ref.kind != Records.kind or not mine:
+        return
+    artifact = site.store.get(ref.kind, ref.digest)
+    if not isinstance(artifact, Records):
+        raise MembraneError(Problem("not a table of records"))
+    ids = [str(row.get("id", "")) for row in artifact]
+    if not site.releaser.known_ids(ids):
+        fix = "send what dp_sanitizer or record_blinder gave: their ids are random"
+        raise MembraneError(Problem("record ids would cross", why="an id is not one that this party drew at random", fix=fix))
+
+
+def receive(site: Site, blob: bytes) -> str:
+    """Check, store and record an envelope; returns its digest. Raises ProtocolError or MembraneError."""
+    envelope = unpack(blob)
+    graph, _ = site.need()
+    consumer = envelope.edge.partition("->")[2]
+    instance = graph.instances.get(consumer)
+    edges = [e for e in instance.edges() if edge_id(e, consumer) == envelope.edge] if instance else []
+    if not edges or edges[0].receiver != site.party or edges[0].sender != envelope.sender or not edges[0].crossing:
+        raise MembraneError(Problem("an envelope arrived that the plan does not have"))
+    edge = edges[0]
+    producer = graph.nodes[graph.instances[edge.producer].node]
+    if envelope.kind != producer.component.outputs[edge.port].kind.kind:
+        raise MembraneError(Problem(f"{edge.name}: an artifact of another kind arrived"))
+    KINDS[envelope.kind].from_files(envelope.files)
+    digest = site.store.put_files(envelope.kind, envelope.files)
+    ref = Ref(envelope.kind, digest, envelope.label)
+    _record(site, envelope.edge, edge, ref, envelope.label, len(blob), "in")
+    site.received[(edge.name, edge.producer, edge.port)] = ref
+    return digest
+
+
+def known(site: Site, consumer: str, producer: str, port: str) -> str:
+    """The digest that this site last received over an edge, if it still holds it; else ''. Binds it for this run."""
+    instance = site.instance(consumer)
+    for edge in instance.edges():
+        if edge.crossing and (edge.producer, edge.port) == (producer, port):
+            sql = "SELECT digest, label FROM crossed WHERE edge=? AND direction='in'"
+            rows = site.ledger.query(sql, (edge_id(edge, consumer),))
+            kind = site.need()[0].nodes[site.need()[0].instances[producer].node].component.outputs[port].kind.kind
+            if rows and site.store.intact(kind, rows[0][0]):
+                import json
+
+                ref = Ref(kind, rows[0][0], Label.from_json(json.loads(rows[0][1])))
+                site.received[(edge.name, producer, port)] = ref
+                return ref.digest
+    return ""
+
+
+def _record(site: Site, identity: str, edge: Edge, ref: Ref, label: Label, size: int, direction: str) -> None:
+    """Write the crossing to the transcript: durable before the bytes leave (or right after they came)."""
+    from osmotic.schemas.artifacts import canonical
+
+    with site.ledger.transaction() as db:
+        body = {
+            "time": now(), "edge": identity, "name": edge.name, "from": edge.sender, "to": edge.receiver, "direction": direction,
+            "kind": ref.kind, "digest": ref.digest, "bytes": size, "label": label.to_json(), "word": label.word,
+        }  # fmt: skip
+        site.ledger.append(db, "crossings", body)
+        values = (identity, ref.digest, direction, canonical(label.to_json()).decode())
+        db.execute("INSERT OR REPLACE INTO crossed VALUES (?,?,?,?)", values)

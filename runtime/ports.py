@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model ports: a model at another party, called from inside a task. Each call is a crossing with its own label, transcript
+entry and cache; it is the only way out of a running component.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from osmotic.plugins.contract import Answer, Generation
+from osmotic.runtime.ledger import TaskJournal, now
+from osmotic.schemas.artifacts import canonical
+from osmotic.schemas.errors import MembraneError, PeerError, Problem
+from osmotic.schemas.labels import Label
+from osmotic.schemas.messages import fingerprint
+
+if TYPE_CHECKING:
+    from osmotic.runtime.graph import Instance
+    from osmotic.runtime.site import Site
+
+
+class RemoteModel:
+    """Stands for a model at another party. Has `generate` and `log_likelihood`; a model's weights never come this way."""
+
+    def __init__(self, site: "Site", instance: "Instance", name: str, party: str, label: Label) -> None:
+        self._site, self._instance, self._name, self._party, self._label = site, instance, name, party, label
+        self._cache = TaskJournal(site.ledger, fingerprint(["port", name, site.model_key(name)]), "calls")
+
+    def generate(self, prompts: Sequence[str], how: Generation) -> list[Answer]:
+        """One answer a prompt; prompts asked before (same model, same options) are not sent again."""
+        values = self._call("generate", [[p, asdict(how)] for p in prompts])
+        return [Answer(**value) for value in values]
+
+    def log_likelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
+        """(sum of log-probabilities, tokens) of each target given its prompt."""
+        values = self._call("log_likelihood", [list(pair) for pair in pairs])
+        return [(float(total), int(count)) for total, count in values]
+
+    def _call(self, method: str, items: list[Any]) -> list[Any]:
+        keys = [fingerprint([method, item]) for item in items]
+        asked: dict[str, Any] = {}
+        for key, item in zip(keys, items, strict=True):
+            if key not in asked and self._cache.get(key) is None:
+                asked[key] = item
+        if asked:
+            answers = self._send(method, list(asked.values()))
+            for key, answer in zip(asked, answers, strict=True):
+                self._cache.put(key, answer)
+        return [self._cache.get(key) for key in keys]
+
+    def _send(self, method: str, items: list[Any]) -> list[Any]:
+        site = self._site
+        if site.outbound is None:
+            raise PeerError(Problem(f"{site.party}: no way to reach the model {self._name!r}"))
+        label = self._allowed()
+        payload = canonical(items)
+        self._record(method, payload, label)
+        header = {"op": "call", "model": self._name, "method": method, "task": self._instance.id}
+        reply, blob = site.outbound(self._party, header, payload)
+        if "error" in reply:
+            raise PeerError(Problem(f"{self._party} could not answer a call of the model {self._name!r}", why=reply["error"]["code"]))
+        import json
+
+        answers = json.loads(blob)
+        if len(answers) != len(items):
+            raise PeerError(Problem(f"{self._party} sent {len(answers)} answers to {len(items)} questions"))
+        result: list[Any] = answers
+        return result
+
+    def _allowed(self) -> Label:
+        """The label under which a call crosses: private data only towards an endpoint that the site trusts."""
+        site = self._site
+        if self._label.of("raw"):
+            trusted = {self._name, self._party} & set(site.policy.endpoints)
+            if not trusted:
+                what = f"{self._instance.id}: a call of the model {self._name!r} would carry private data to {self._party}"
+                fix = "sanitize first, or list the model under 'endpoints' in this site's policy"
+                raise MembraneError(Problem(what, fix=fix))
+            return self._label.exposed(site.party, f"model {self._name}", (self._party,))
+        return self._label
+
+    def _record(self, method: str, payload: bytes, label: Label) -> None:
+        site = self._site
+        body = {
+            "time": now(), "edge": f"{self._instance.id}=>{self._name}.{method}", "name": f"model {self._name}", "from": site.party,
+            "to": self._party, "direction": "out", "kind": "call", "digest": fingerprint(payload.decode()), "bytes": len(payload),
+            "label": label.to_json(), "word": label.word,
+        }  # fmt: skip
+        with site.ledger.transaction() as db:
+            site.ledger.append(db, "crossings", body)

@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Releases: the only way from private to protected. Look up, sample, charge and store in one transaction, then answer.
+
+Each document's release is kept for good under HMAC(key; data set, id, content, mechanism with parameters and table), so the
+same document under the same mechanism costs its budget once, ever. Noise and random ids come from the operating system; a
+seed (tests) is part of the look-up key and voids the guarantee. Released order is that of the random ids: random.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from osmotic.plugins.certificate import card_key, certify, code_digest
+from osmotic.plugins.contract import Entropy, Mechanism, Records, config_type
+from osmotic.plugins.entropy import SeededEntropy, SystemEntropy
+from osmotic.plugins.host import Registry
+from osmotic.plugins.spaces import indices, join, space_of, tokenize
+from osmotic.runtime.ledger import Ledger, now
+from osmotic.schemas.artifacts import canonical
+from osmotic.schemas.errors import BudgetError, ConfigError, Problem, RefusedError
+from osmotic.schemas.guarantees import Card, Guarantee
+from osmotic.schemas.messages import fingerprint
+from osmotic.schemas.policy import SitePolicy
+from osmotic.schemas.records import RecordSchema
+
+
+@dataclass
+class Prepared:
+    """Mechanisms, one a field, with valid cards, and what identifies them together."""
+
+    fields: tuple[str, ...]
+    mechanisms: list[Mechanism[Any]]
+    claims: list[Guarantee]
+    texts: list[bool]
+    parameters: str
+    code: str
+    missing: list[str]  # fields whose card has not been made yet
+
+    @property
+    def mechanism_class(self) -> str:
+        """The weakest class among the fields'."""
+        classes = {claim.mechanism_class for claim in self.claims}
+        return "certified" if classes == {"certified"} else sorted(classes - {"certified"})[0]
+
+    def cost(self, counts: Sequence[int]) -> float:
+        """epsilon of one document: sum over fields of sampled symbols x epsilon."""
+        return float(sum(n * claim.epsilon for n, claim in zip(counts, self.claims, strict=True)))
+
+    def detail(self, most: Sequence[int]) -> str:
+        """How a document's epsilon comes about, in words."""
+        epsilons = {claim.epsilon for claim in self.claims}
+        if not any(self.texts) and len(epsilons) == 1:
+            return f"{len(self.fields)} fields x {next(iter(epsilons)):g}"
+        parts = [
+            f"{field}: {n} tokens x {claim.epsilon:g}" if text else f"{field}: {claim.epsilon:g}"
+            for field, n, claim, text in zip(self.fields, most, self.claims, self.texts, strict=True)
+        ]
+        return "at most " + ", ".join(parts)
+
+
+class Releaser:
+    """Releases records of one party. One object a site."""
+
+    def __init__(self, ledger: Ledger, registry: Registry, policy: SitePolicy) -> None:
+        self.ledger, self.registry, self.policy = ledger, registry, policy
+
+    def prepare(
+        self, mechanism: Mapping[str, Any], fields: Sequence[str], schema: RecordSchema, base: Path, certified: bool
+    ) -> Prepared:
+        """Build the mechanisms and check the policy. Raises ConfigError or RefusedError.
+
+        certified: every mechanism gets a valid card now (needed before anything is released); else missing ones are named.
+        """
+        name, config = split(mechanism)
+        cls = self.registry.mechanism(name)
+        code = code_digest(cls)
+        built = [cls(mechanism_config(self.registry, name, config), space_of(f, schema.fields[f], base)) for f in fields]
+        claims = [made.guarantee() for made in built]
+        allowed(self.policy, name, code, max(claim.epsilon for claim in claims))
+        missing = [field for field, made in zip(fields, built, strict=True) if not self._card(made, certified)]
+        texts = [schema.fields[f].text for f in fields]
+        identity = fingerprint([list(fields), [card_key(made) for made in built]])
+        return Prepared(tuple(fields), built, claims, texts, identity, code, missing)
+
+    def _card(self, mechanism: Mechanism[Any], make: bool) -> bool:
+        """Whether there is a card (made now if `make`); raises RefusedError when it does not allow a release here."""
+        key = card_key(mechanism)
+        rows = self.ledger.query("SELECT body FROM cards WHERE key=?", (key,))
+        if not rows and not make:
+            return False
+        card = Card.model_validate_json(rows[0][0]) if rows else certify(mechanism)
+        if not rows:
+            with self.ledger.transaction() as db:
+                db.execute("INSERT OR REPLACE INTO cards VALUES (?,?)", (key, card.model_dump_json()))
+        if not card.holds and card.declared.mechanism_class == "certified":
+            why = f"claimed epsilon {card.declared.epsilon:g}, computed {card.epsilon_true:.4g}"
+            raise RefusedError(Problem(f"the mechanism {card.mechanism!r} does not hold what it claims", why=why))
+        if card.declared.mechanism_class != "certified" and not self.policy.unproven:
+            fix = "use a certified mechanism, or 'unproven: true' in this site's policy"
+            what = f"the mechanism {card.mechanism!r} is {card.declared.mechanism_class}, not certified"
+            raise RefusedError(Problem(what, fix=fix))
+        return True
+
+    def release(
+        self, records: Records, prepared: Prepared, dataset: str, noise_seed: int | None
+    ) -> tuple[Records, Records]:
+        """(released, key): see `Context.release`. Everything is durable when this returns."""
+        wanted = [self._identify(row, prepared, dataset, noise_seed) for row in records]
+        found = self._stored(prepared.parameters)
+        new = [(row, lookup, document) for row, (lookup, document) in zip(records, wanted, strict=True) if lookup not in found]
+        drawn = self._draw(new, prepared, noise_seed)
+        released, key = [], []
+        with self.ledger.transaction() as db:
+            self._store(db, drawn, prepared, dataset)
+            for row, (lookup, _) in zip(records, wanted, strict=True):
+                identity, payload = found.get(lookup) or drawn[lookup][:2]
+                released.append({"id": identity, **payload})
+                key.append({"released": identity, "id": row["id"]})
+            released.sort(key=lambda r: r["id"])
+            result = Records(released)
+            self._register(db, result, prepared, dataset, [lookup for lookup, _ in wanted], noise_seed)
+        return result, Records(sorted(key, key=lambda r: r["released"]))
+
+    def blind(self, records: Records, fields: Sequence[str], dataset: str, noise_seed: int | None) -> tuple[Records, Records]:
+        """Fresh random ids and order, values unchanged: nothing is protected, but ids do not cross."""
+        blinded, key = [], []
+        entropy = _entropy(noise_seed, "blind")
+        with self.ledger.transaction() as db:
+            for row in records:
+                lookup = self.ledger.secret_hash(["blind", dataset, row["id"], noise_seed])
+                stored = db.execute("SELECT id FROM blinds WHERE lookup=?", (lookup,)).fetchone()
+                identity = stored[0] if stored else _random_id(entropy if noise_seed is None else _entropy(noise_seed, row["id"]))
+                if not stored:
+                    db.execute("INSERT INTO blinds VALUES (?,?)", (lookup, identity))
+                blinded.append({"id": identity, **{f: row[f] for f in fields}})
+                key.append({"released": identity, "id": row["id"]})
+        return Records(sorted(blinded, key=lambda r: r["id"])), Records(sorted(key, key=lambda r: r["released"]))
+
+    def known_ids(self, ids: Sequence[str]) -> bool:
+        """Whether every id is one of this party's random ids."""
+        for identity in ids:
+            sql = "SELECT 1 FROM releases WHERE id=? UNION SELECT 1 FROM blinds WHERE id=?"
+            if not self.ledger.query(sql, (identity, identity)):
+                return False
+        return True
+
+    def _identify(self, row: dict[str, Any], prepared: Prepared, dataset: str, noise_seed: int | None) -> tuple[str, str]:
+        content = [[f, row[f]] for f in prepared.fields]
+        lookup = self.ledger.secret_hash(["release", dataset, row["id"], content, prepared.parameters, noise_seed])
+        return lookup, self.ledger.secret_hash(["document", dataset, row["id"]])
+
+    def _stored(self, parameters: str) -> dict[str, tuple[str, dict[str, str]]]:
+        rows = self.ledger.query("SELECT lookup, id, payload FROM releases WHERE parameters=?", (parameters,))
+        return {lookup: (identity, json.loads(payload)) for lookup, identity, payload in rows}
+
+    def _draw(
+        self, new: list[tuple[dict[str, Any], str, str]], prepared: Prepared, noise_seed: int | None
+    ) -> dict[str, tuple[str, dict[str, str], str, float, list[int]]]:
+        """lookup -> (random id, payload, document, epsilon, symbols per field); one vectorised draw a field."""
+        import numpy as np
+
+        payloads: list[dict[str, str]] = [{} for _ in new]
+        counts: list[list[int]] = [[] for _ in new]
+        for field, mechanism, text in zip(prepared.fields, prepared.mechanisms, prepared.texts, strict=True):
+            tokens = [tokenize(row[field]) if text else [row[field]] for row, _, _ in new]
+            flat = indices(mechanism.space, [token for part in tokens for token in part])
+            out = mechanism.sample(flat, _entropy(noise_seed, field)) if len(flat) else np.empty(0, dtype=np.int64)
+            start = 0
+            for payload, count, part in zip(payloads, counts, tokens, strict=True):
+                symbols = [mechanism.space.symbols[i] for i in out[start : start + len(part)]]
+                payload[field] = join(symbols) if text else symbols[0]
+                count.append(len(part))
+                start += len(part)
+        result = {}
+        for (row, lookup, document), payload, count in zip(new, payloads, counts, strict=True):
+            entropy = _entropy(noise_seed, f"id/{row['id']}")
+            result[lookup] = (_random_id(entropy), payload, document, prepared.cost(count), count)
+        return result
+
+    def _store(self, db: Any, drawn: dict[str, Any], prepared: Prepared, dataset: str) -> None:
+        """Charge and store what is new, under the caps (inside the transaction)."""
+        cap = self.policy.budget.get(dataset) or self.policy.budget.get("*")
+        for lookup, (identity, payload, document, epsilon, _) in drawn.items():
+            sql = "SELECT COALESCE(SUM(epsilon), 0) FROM releases WHERE dataset=? AND document=?"
+            spent = db.execute(sql, (dataset, document)).fetchone()[0]
+            if cap is not None and spent + epsilon > cap.per_document + 1e-9:
+                raise self._over(db, dataset, document, spent, epsilon, cap.per_document)
+            values = (lookup, identity, dataset, document, canonical(payload).decode(), prepared.parameters, epsilon)
+            db.execute("INSERT INTO releases VALUES (?,?,?,?,?,?,?)", values)
+            body = {
+                "time": now(), "dataset": dataset, "document": document, "release": lookup, "epsilon": epsilon,
+                "unit": "document", "mechanism": prepared.mechanisms[0].name, "class": prepared.mechanism_class,
+                "parameters": prepared.parameters,
+            }  # fmt: skip
+            self.ledger.append(db, "charges", body)
+
+    def _over(self, db: Any, dataset: str, document: str, spent: float, epsilon: float, cap: float) -> BudgetError:
+        sql = "SELECT parameters, epsilon FROM releases WHERE dataset=? AND document=?"
+        earlier = [f"{e:g} by mechanism {p[:12]}" for p, e in db.execute(sql, (dataset, document)).fetchall()]
+        what = f"the budget of {dataset!r} does not suffice: {spent:g} + {epsilon:g} > {cap:g} a document"
+        why = f"spent before: {', '.join(earlier)}" if earlier else "nothing was spent before"
+        return BudgetError(Problem(what, why=why, fix="lower epsilon or release fewer fields; the cap is in the site's policy"))
+
+    def _register(
+        self, db: Any, result: Records, prepared: Prepared, dataset: str, lookups: list[str], noise_seed: int | None
+    ) -> None:
+        """Remember the set that is about to be used, so that the membrane knows its bytes again."""
+        from osmotic.schemas.artifacts import digest_of
+
+        digest = digest_of(result.kind, result.to_files())
+        ref = fingerprint([prepared.parameters, digest])
+        rows = {}
+        for lookup in lookups:
+            rows[lookup] = db.execute("SELECT epsilon FROM releases WHERE lookup=?", (lookup,)).fetchone()[0]
+        most = [
+            max((len(tokenize(r[f])) if text else 1 for r in result), default=0)
+            for f, text in zip(prepared.fields, prepared.texts, strict=True)
+        ]
+        void = "seeded" if noise_seed is not None else ""
+        values = (ref, digest, dataset, prepared.parameters, prepared.mechanism_class, max(rows.values(), default=0.0))
+        db.execute(
+            "INSERT OR REPLACE INTO release_sets VALUES (?,?,?,?,?,?,?,?,?)", (*values, prepared.detail(most), void, len(rows))
+        )
+        db.executemany("INSERT OR IGNORE INTO members VALUES (?,?)", [(ref, lookup) for lookup in rows])
+
+
+def split(mechanism: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """{name, **config} -> (name, config); raises ConfigError without a name."""
+    if not isinstance(mechanism.get("name"), str):
+        raise ConfigError(Problem("a mechanism needs a 'name'", path="mechanism", fix="see 'osmotic plugins'"))
+    return mechanism["name"], {k: v for k, v in mechanism.items() if k != "name"}
+
+
+def mechanism_config(registry: Registry, name: str, config: dict[str, Any]) -> Any:
+    """The validated configuration of a mechanism."""
+    model = config_type(registry.mechanism(name))
+    try:
+        return model.model_validate(config)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        path = ".".join(["mechanism", *map(str, first["loc"])])
+        raise ConfigError(Problem(str(first["msg"]).removeprefix("Value error, "), path=path)) from error
+
+
+def allowed(policy: SitePolicy, name: str, code: str, epsilon: float) -> None:
+    """Raise RefusedError unless the site's policy allows the mechanism (by name or name@code) and its epsilon."""
+    if not any(w == "*" or w == name or (w.startswith(f"{name}@") and code.startswith(w.split("@")[1])) for w in policy.mechanisms):
+        raise RefusedError(Problem(f"this site does not allow the mechanism {name!r}", why=f"allowed: {policy.mechanisms}"))
+    if policy.max_epsilon is not None and epsilon > policy.max_epsilon:
+        what = f"epsilon {epsilon:g} a token is more than this site allows ({policy.max_epsilon:g})"
+        raise RefusedError(Problem(what, fix="lower epsilon"))
+
+
+def _entropy(noise_seed: int | None, stream: str) -> Entropy:
+    return SystemEntropy() if noise_seed is None else SeededEntropy(f"{noise_seed}/{stream}")
+
+
+def _random_id(entropy: Entropy) -> str:
+    """32 hexadecimal digits."""
+    return bytes(int(b) for b in entropy.integers(256, 16)).hex()
+
+

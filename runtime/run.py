@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The coordinator: asks every site to accept the plan, runs what is ready, carries envelopes. It holds no data and no keys;
+killed at any moment, the next run finds at the sites whatever had been finished.
+"""
+
+import contextlib
+import fcntl
+import heapq
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from osmotic.runtime.graph import Edge, Graph, Instance
+from osmotic.runtime.membrane import edge_id
+from osmotic.runtime.store import disk
+from osmotic.runtime.transports.base import Header, Reply, Transport
+from osmotic.schemas.errors import Code, ConfigError, DataError, OsmoticError, PeerError, Problem, RefusedError, StoreError
+
+FAMILIES: dict[str, type[OsmoticError]] = {
+    Code.CONFIG: ConfigError,
+    Code.DATA: DataError,
+    Code.POLICY: RefusedError,
+    Code.BUDGET: RefusedError,
+    Code.MEMBRANE: RefusedError,
+    Code.STORE: StoreError,
+}
+
+
+class Watcher(Protocol):
+    """Sees a run as it goes."""
+
+    def started(self, total: int) -> None:
+        """The plan was accepted everywhere."""
+
+    def task(self, instance: Instance, cached: bool, seconds: float) -> None:
+        """An instance is finished."""
+
+    def progress(self, party: str, task: str, done: int, total: int, note: str) -> None:
+        """Inside a task."""
+
+
+@dataclass
+class Crossed:
+    """One crossing as it happened."""
+
+    edge: str
+    name: str
+    sender: str
+    receiver: str
+    bytes: int
+
+
+@dataclass
+class Outcome:
+    """What a run did."""
+
+    ran: int = 0
+    cached: int = 0
+    seconds: float = 0.0
+    crossings: list[Crossed] = field(default_factory=list)
+    times: dict[str, float] = field(default_factory=dict)
+    stopped: dict[str, int] = field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def locked(home: Path) -> Iterator[None]:
+    """Only one run at a time in a folder; a second one is told so."""
+    with disk(home):
+        home.mkdir(parents=True, exist_ok=True)
+        file = (home / "run.lock").open("w")
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            fix = "wait for it, or use another folder with --home"
+            raise StoreError(Problem("another run is using this folder", str(home), fix=fix)) from error
+        yield
+    finally:
+        file.close()
+
+
+def ask(transport: Transport, party: str, header: Header, blob: bytes = b"") -> Reply:
+    """A request whose errors are raised: with their text where the operator owns the site, else by code and party."""
+    reply, body = transport.request(party, header, blob)
+    if "error" in reply:
+        raise rebuild(party, header, reply["error"])
+    return reply, body
+
+
+def rebuild(party: str, header: Header, error: dict[str, Any]) -> OsmoticError:
+    """The exception that a site reported."""
+    problems = [Problem(**p) for p in error["problems"]]
+    task = header.get("id", header.get("op", ""))
+    if not problems:
+        problems = [Problem(f"{party} failed at {task} ({error['code']})", fix=f"the reason is in the log of {party}")]
+    made = FAMILIES.get(error["code"], PeerError)(*problems)
+    made.exit_code = int(error["exit"])
+    made.add_note(f"at {party}: {task}")
+    return made
+
+
+def accept(transport: Transport, graph: Graph) -> None:
+    """Every site reads and checks the plan itself; all refusals are raised together."""
+    loaded = graph.loaded
+    header = {"op": "plan", "name": loaded.name, "overrides": list(loaded.overrides), "folder": str(loaded.folder)}
+    problems: list[Problem] = []
+    exit_code = 0
+    for party in graph.role_of:
+        try:
+            ask(transport, party, header, loaded.text.encode())
+        except RefusedError as error:
+            problems += error.problems
+            exit_code = max(exit_code, error.exit_code)
+    if problems:
+        raise RefusedError(*dict.fromkeys(problems))
+
+
+class Runner:
+    """Runs an accepted graph over a transport: one thread a party where the transport is parallel, else in plan order."""
+
+    def __init__(self, graph: Graph, transport: Transport, watcher: Watcher) -> None:
+        self.graph, self.transport, self.watcher = graph, transport, watcher
+        self.outcome = Outcome()
+        self.order = {identity: i for i, identity in enumerate(graph.instances)}
+        self.waiting: dict[str, set[str]] = {}
+        self.dependents: dict[str, list[str]] = {}
+        self.ready: dict[str, list[tuple[int, str]]] = {party: [] for party in graph.role_of}
+        self.deliveries: dict[str, list[tuple[str, Header, bytes]]] = {}
+        self.held: dict[str, dict[str, str]] = {}
+        self.stops: dict[str, int] = {}
+        self.left = len(graph.instances)
+        self.failure: BaseException | None = None
+        self.condition = threading.Condition()
+        self.rounds: dict[tuple[str, int], list[Instance]] = {}
+        for instance in graph.instances.values():
+            self.rounds.setdefault((instance.node, instance.round or 0), []).append(instance)
+
+    def run(self) -> Outcome:
+        """Run everything; raises the first failure (after what was under way has ended)."""
+        start = time.perf_counter()
+        self._prepare()
+        self.watcher.started(self.left)
+        if self.transport.parallel:
+            self._threads()
+        else:
+            self._serial()
+        if self.failure is not None:
+            raise self.failure
+        self.outcome.seconds = time.perf_counter() - start
+        return self.outcome
+
+    def _prepare(self) -> None:
+        for party in self.graph.role_of:
+            self.held[party] = ask(self.transport, party, {"op": "held"})[0]["held"]
+        for instance in self.graph.instances.values():
+            needs = {edge.producer for edge in instance.edges()} | set(self._gate(instance))
+            self.waiting[instance.id] = needs
+            for producer in needs:
+                self.dependents.setdefault(producer, []).append(instance.id)
+            if not needs:
+                heapq.heappush(self.ready[instance.party], (self.order[instance.id], instance.id))
+
+    def _serial(self) -> None:
+        while self.left and self.failure is None:
+            heads = [queue[0] for queue in self.ready.values() if queue]
+            _, identity = min(heads)
+            heapq.heappop(self.ready[self.graph.instances[identity].party])
+            self._guarded(identity)
+
+    def _threads(self) -> None:
+        threads = [threading.Thread(target=self._loop, args=(party,), daemon=True) for party in self.ready]
+        for thread in threads:
+            thread.start()
+        with self.condition:
+            while self.left and self.failure is None:
+                self.condition.wait(0.2)
+        if isinstance(self.failure, KeyboardInterrupt):
+            return
+        for thread in threads:
+            thread.join()
+
+    def _loop(self, party: str) -> None:
+        while True:
+            with self.condition:
+                while not self.ready[party] and self.left and self.failure is None:
+                    self.condition.wait(0.2)
+                if not self.left or self.failure is not None:
+                    return
+                _, identity = heapq.heappop(self.ready[party])
+            self._guarded(identity)
+
+    def _guarded(self, identity: str) -> None:
+        try:
+            self._step(self.graph.instances[identity])
+        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits, which raises it
+            with self.condition:
+                self.failure = self.failure or error
+                self.condition.notify_all()
+
+    def _step(self, instance: Instance) -> None:
+        for party, header, blob in self.deliveries.pop(instance.id, []):
+            ask(self.transport, party, header, blob)
+        earlier = self._stopped_before(instance)
+        cached, seconds = False, 0.0
+        if earlier:
+            ask(self.transport, instance.party, {"op": "alias", "id": instance.id, "earlier": earlier})
+        else:
+            reply, _ = ask(self.transport, instance.party, {"op": "run", "id": instance.id})
+            cached, seconds = bool(reply["cached"]), float(reply["seconds"])
+            self._decide(instance)
+        outgoing = self._collect(instance)
+        with self.condition:
+            self.outcome.cached += cached
+            self.outcome.ran += not cached and not earlier
+            self.outcome.times[instance.id] = seconds
+            for consumer, delivery in outgoing:
+                self.deliveries.setdefault(consumer, []).append(delivery)
+            self._done(instance)
+            self.condition.notify_all()
+        self.watcher.task(instance, cached, seconds)
+
+    def _done(self, instance: Instance) -> None:
+        self.left -= 1
+        for identity in self.dependents.get(instance.id, ()):
+            needs = self.waiting[identity]
+            needs.discard(instance.id)
+            if not needs:
+                party = self.graph.instances[identity].party
+                heapq.heappush(self.ready[party], (self.order[identity], identity))
+
+    def _collect(self, instance: Instance) -> list[tuple[str, tuple[str, Header, bytes]]]:
+        """Take what leaves this party from its membrane now; it is handed in just before its consumer runs."""
+        found = []
+        for consumer, edge in self.graph.consumers.get(instance.id, ()):
+            if not edge.crossing or self._stopped_before(consumer):
+                continue
+            identity = edge_id(edge, consumer.id)
+            have = self.held.get(edge.receiver, {}).get(identity, "")
+            header = {"op": "pull", "id": consumer.id, "producer": edge.producer, "port": edge.port, "have": have}
+            reply, blob = ask(self.transport, edge.sender, header)
+            with self.condition:
+                self.outcome.crossings.append(Crossed(identity, edge.name, edge.sender, edge.receiver, len(blob)))
+            found.append((consumer.id, self._delivery(consumer, edge, bool(reply["same"]), blob)))
+        return found
+
+    def _delivery(self, consumer: Instance, edge: Edge, same: bool, blob: bytes) -> tuple[str, Header, bytes]:
+        if same:
+            header = {"op": "known", "id": consumer.id, "producer": edge.producer, "port": edge.port}
+            return edge.receiver, header, b""
+        return edge.receiver, {"op": "push"}, blob
+
+    # ---- repeats that stop early ----
+
+    def _gate(self, instance: Instance) -> list[str]:
+        """Instances of the round before whose metric decides whether this round is needed."""
+        node = self.graph.nodes[instance.node]
+        if node.repeat is None or node.repeat.until is None or instance.round in (None, 1):
+            return []
+        return [i.id for i in self._deciders(instance, (instance.round or 1) - 1)]
+
+    def _deciders(self, instance: Instance, round_: int) -> list[Instance]:
+        node = self.graph.nodes[instance.node]
+        name = f"{node.group}.{node.repeat.until.metric.partition(':')[0].split('.')[0]}" if node.repeat and node.repeat.until else ""
+        cell = dict(instance.cell)
+        return [i for i in self.rounds.get((name, round_), ()) if all(cell.get(a, v) == v for a, v in i.cell)]
+
+    def _decide(self, instance: Instance) -> None:
+        node = self.graph.nodes[instance.node]
+        until = node.repeat.until if node.repeat else None
+        if until is None or instance.node != f"{node.group}.{until.metric.partition(':')[0].split('.')[0]}":
+            return
+        parts = until.metric.partition(":")[0].split(".")
+        port = parts[1] if len(parts) > 1 else next(iter(node.component.outputs))
+        reply, _ = ask(self.transport, instance.party, {"op": "until", "id": instance.id, "port": port})
+        if reply["stop"]:
+            with self.condition:
+                self.stops[instance.id] = instance.round or 1
+                self.outcome.stopped[f"{node.group} {dict(instance.cell)}".strip()] = instance.round or 1
+
+    def _stopped_before(self, instance: Instance) -> str:
+        """The instance of the round before that this one stands for, when its repeat has stopped; else ''."""
+        round_ = instance.round or 1
+        for earlier in range(1, round_):
+            deciders = self._deciders(instance, earlier)
+            if deciders and all(d.id in self.stops for d in deciders) and self._gate(instance):
+                before = f"round={round_ - 1}"
+                return instance.id.replace(f"round={round_}", before, 1)
+        return ""

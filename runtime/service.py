@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a site answers to the coordinator: a closed set of operations, each (header, bytes) -> (header, bytes).
+
+Every transport carries exactly these. Results tell no more than the coordinator needs: ids of the plan, counts, codes; never
+a digest of private data, never an error text (those go to the site's own log and, on one machine, to its console).
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from osmotic.plugins.contract import Generation, Metrics, Records
+from osmotic.runtime import accounts, membrane
+from osmotic.runtime.ledger import now
+from osmotic.runtime.site import Site
+from osmotic.schemas.artifacts import canonical
+from osmotic.schemas.errors import Code, MembraneError, OsmoticError, Problem, ProtocolFault
+
+Header = dict[str, Any]
+Reply = tuple[Header, bytes]
+
+
+class Service:
+    """Dispatches operations to a site. `local`: the operator owns this site, so error texts may be shown."""
+
+    def __init__(self, site: Site, local: bool) -> None:
+        self.site, self.local = site, local
+        self.operations: dict[str, Callable[[Header, bytes], Reply]] = {
+            "plan": self._plan,
+            "status": self._status,
+            "run": self._run,
+            "alias": self._alias,
+            "held": self._held,
+            "known": self._known,
+            "pull": self._pull,
+            "push": self._push,
+            "until": self._until,
+            "call": self._call,
+            "metrics": self._metrics,
+            "samples": self._samples,
+            "account": self._account,
+            "hashes": self._hashes,
+        }
+
+    def handle(self, header: Header, blob: bytes) -> Reply:
+        """Answer one request; errors become a header with a code from the closed list."""
+        try:
+            operation = self.operations.get(str(header.get("op")))
+            if operation is None:
+                raise ProtocolFault(Problem(f"unknown operation {header.get('op')!r}"))
+            return operation(header, blob)
+        except OsmoticError as error:
+            self._log(header, str(error))
+            problems = [asdict(p) for p in error.problems] if self.local else []
+            return {"error": {"code": str(error.code), "exit": error.exit_code, "problems": problems}}, b""
+        except Exception as error:  # noqa: BLE001 - a component is a stranger's code; the site must go on and say so
+            self._log(header, f"{type(error).__name__}: {error}", trace=True)
+            why = f"{type(error).__name__}: {error}" if self.local else ""
+            log = self.site.ledger.folder / "errors.log"
+            problem = Problem(f"{self.site.party}: {header.get('id', header.get('op'))} failed", why=why, fix=f"trace in {log}")
+            problems = [asdict(problem)] if self.local else []
+            return {"error": {"code": str(Code.INTERNAL), "exit": 6, "problems": problems}}, b""
+
+    def _log(self, header: Header, text: str, trace: bool = False) -> None:
+        """Details stay at the site, in its own log."""
+        import traceback
+
+        with (self.site.ledger.folder / "errors.log").open("a", encoding="utf-8", errors="replace") as file:
+            file.write(f"{now()} {header.get('op')} {header.get('id', '')}\n{text}\n")
+            if trace:
+                file.write(traceback.format_exc())
+
+    def _plan(self, header: Header, blob: bytes) -> Reply:
+        self.site.accept(blob.decode(), header["name"], tuple(header["overrides"]), Path(header["folder"]))
+        return {"party": self.site.party}, b""
+
+    def _status(self, header: Header, blob: bytes) -> Reply:
+        """For each id, whether it is finished for the inputs known so far, and why not."""
+        graph, _ = self.site.need()
+        answers: dict[str, str] = {}
+        for instance in graph.at(self.site.party):
+            for edge in instance.edges():
+                if edge.crossing and self.site.find(edge) is None:
+                    membrane.known(self.site, instance.id, edge.producer, edge.port)
+            refs, _, why = self.site.lookup(instance.id)
+            if refs is not None:
+                self.site.results[instance.id] = refs
+            answers[instance.id] = why
+        return {"status": answers}, b""
+
+    def _run(self, header: Header, blob: bytes) -> Reply:
+        cached, seconds = self.site.run(header["id"])
+        return {"cached": cached, "seconds": seconds}, b""
+
+    def _alias(self, header: Header, blob: bytes) -> Reply:
+        self.site.alias(header["id"], header["earlier"])
+        return {}, b""
+
+    def _held(self, header: Header, blob: bytes) -> Reply:
+        """Digests of what this site last received over each incoming edge and still holds."""
+        graph, _ = self.site.need()
+        held = {}
+        for instance in graph.at(self.site.party):
+            for edge in instance.edges():
+                if edge.crossing and (digest := membrane.known(self.site, instance.id, edge.producer, edge.port)):
+                    held[membrane.edge_id(edge, instance.id)] = digest
+        self.site.received.clear()
+        return {"held": held}, b""
+
+    def _known(self, header: Header, blob: bytes) -> Reply:
+        return {"digest": membrane.known(self.site, header["id"], header["producer"], header["port"])}, b""
+
+    def _pull(self, header: Header, blob: bytes) -> Reply:
+        digest, out = membrane.send(self.site, header["id"], header["producer"], header["port"], header.get("have", ""))
+        return {"digest": digest, "same": not out}, out
+
+    def _push(self, header: Header, blob: bytes) -> Reply:
+        return {"digest": membrane.receive(self.site, blob)}, b""
+
+    def _until(self, header: Header, blob: bytes) -> Reply:
+        """Whether a metric of this site has reached its bound: one bit, which may cross like anything else."""
+        graph, _ = self.site.need()
+        instance = self.site.instance(header["id"])
+        node = graph.nodes[instance.node]
+        until = node.repeat.until if node.repeat else None
+        if until is None:
+            raise MembraneError(Problem(f"{instance.id} belongs to no repeat that stops early"))
+        ref = self.site.results[instance.id][header["port"]]
+        accounts.may_show(self.site, ref, f"the decision to stop after {instance.id}")
+        artifact = self.site.store.get(ref.kind, ref.digest)
+        name = until.metric.partition(":")[2]
+        if not isinstance(artifact, Metrics) or name not in artifact.values:
+            known = sorted(artifact.values) if isinstance(artifact, Metrics) else []
+            raise MembraneError(Problem(f"{instance.id} has no metric {name!r}", fix=f"known: {', '.join(known)}"))
+        return {"stop": artifact.values[name] >= until.at_least}, b""
+
+    def _call(self, header: Header, blob: bytes) -> Reply:
+        """A model call from another party's task; the model must be at this role in the plan."""
+        graph, _ = self.site.need()
+        name = header["model"]
+        spec = graph.pipeline.models.get(name)
+        task = graph.instances.get(str(header["task"]))
+        if spec is None or task is None or spec.at != graph.role_of[self.site.party]:
+            raise MembraneError(Problem(f"the plan has no model {name!r} here, or no task {header['task']!r}"))
+        model = self.site.model(name, task)
+        items = json.loads(blob)
+        if header["method"] == "generate":
+            return {}, canonical(self._generate(model, items))
+        if header["method"] == "log_likelihood":
+            return {}, canonical([list(pair) for pair in model.log_likelihood([tuple(i) for i in items])])
+        raise ProtocolFault(Problem(f"a model has no method {header['method']!r} that can be called from elsewhere"))
+
+    def _generate(self, model: Any, items: list[Any]) -> list[Any]:
+        """Answer in groups of equal options, in the order asked."""
+        answers: list[Any] = [None] * len(items)
+        groups: dict[str, list[int]] = {}
+        for i, (_, how) in enumerate(items):
+            groups.setdefault(canonical(how).decode(), []).append(i)
+        for text, places in groups.items():
+            how = json.loads(text)
+            made = model.generate([items[i][0] for i in places], Generation(**{**how, "stop": tuple(how["stop"])}))
+            for place, answer in zip(places, made, strict=True):
+                answers[place] = asdict(answer)
+        return answers
+
+    def _metrics(self, header: Header, blob: bytes) -> Reply:
+        """Metrics of a task for the table of the whole: only of benchmark or public data."""
+        ref = self.site.results[header["id"]][header["port"]]
+        accounts.may_show(self.site, ref, f"metrics of {header['id']}")
+        artifact = self.site.store.get(ref.kind, ref.digest)
+        if not isinstance(artifact, Metrics):
+            raise MembraneError(Problem(f"{header['id']}.{header['port']} is not metrics"))
+        return {}, canonical({"values": artifact.values, "outcomes": artifact.outcomes})
+
+    def _samples(self, header: Header, blob: bytes) -> Reply:
+        """The first records of an output for the report of the whole: only of benchmark or public data."""
+        ref = self.site.results[header["id"]][header["port"]]
+        accounts.may_show(self.site, ref, f"samples of {header['id']}")
+        artifact = self.site.store.get(ref.kind, ref.digest)
+        if not isinstance(artifact, Records):
+            raise MembraneError(Problem(f"{header['id']}.{header['port']} is not records"))
+        return {}, canonical(artifact.rows[: int(header["count"])])
+
+    def _account(self, header: Header, blob: bytes) -> Reply:
+        """What these crossings cost this party: its guarantee, computed from its own ledger."""
+        return {}, canonical(accounts.account(self.site, header["crossings"]))
+
+    def _hashes(self, header: Header, blob: bytes) -> Reply:
+        """Digests of what crossed or may cross (private artifacts only for the local operator)."""
+        found = {}
+        for identity, refs in self.site.results.items():
+            for port, ref in refs.items():
+                if self.local or not ref.label.of("raw"):
+                    found[f"{identity}.{port}"] = ref.digest
+        return {"hashes": found}, b""

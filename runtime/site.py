@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One party: its policy, store, ledger and copy of the plan. Runs its own tasks; knows the label of everything it holds."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from osmotic.plugins.contract import Artifact, Gathered
+from osmotic.plugins.host import Registry
+from osmotic.runtime import flow
+from osmotic.runtime.checks import Configs, build_model, datasets_of, model_fields, site_problems
+from osmotic.runtime.context import SiteContext
+from osmotic.runtime.data import Datasets
+from osmotic.runtime.graph import Edge, Graph, Instance
+from osmotic.runtime.keys import code_of, environment, key_of, why
+from osmotic.runtime.ledger import Ledger
+from osmotic.runtime.load import load_text
+from osmotic.runtime.ports import RemoteModel
+from osmotic.runtime.releases import Prepared, Releaser
+from osmotic.runtime.store import Store
+from osmotic.schemas.errors import ComponentError, Problem, RefusedError
+from osmotic.schemas.labels import Label, released
+from osmotic.schemas.messages import fingerprint
+from osmotic.schemas.policy import SitePolicy
+
+Progress = Callable[[str, int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Ref:
+    """An artifact in the store, with its label."""
+
+    kind: str
+    digest: str
+    label: Label
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"kind": self.kind, "digest": self.digest, "label": self.label.to_json()}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Ref":
+        """The inverse of `to_json`."""
+        return cls(value["kind"], value["digest"], Label.from_json(value["label"]))
+
+
+class Site:
+    """A party's runtime. `folder` holds store and ledger; `base` is the folder of its policy file."""
+
+    def __init__(
+        self, party: str, folder: Path, policy: SitePolicy, base: Path, registry: Registry, passing: bool = False
+    ) -> None:
+        self.party, self.policy, self.registry = party, policy, registry
+        self.store = Store(folder / "store", passing)
+        self.ledger = Ledger(folder, passing)
+        self.datasets = Datasets(policy, base, party)
+        self.releaser = Releaser(self.ledger, registry, policy)
+        self.graph: Graph | None = None
+        self.configs: Configs | None = None
+        self.results: dict[str, dict[str, Ref]] = {}
+        self.received: dict[tuple[str, str, str], Ref] = {}
+        self.progress: Progress = lambda task, done, total, note: None
+        self.outbound: Callable[[str, dict[str, Any], bytes], tuple[dict[str, Any], bytes]] | None = None
+        self._models: dict[str, Any] = {}
+        self._model_keys: dict[str, str] = {}
+        self._model_specs: dict[str, str] = {}
+
+    # ---- the plan ----
+
+    def accept(self, text: str, name: str, overrides: tuple[str, ...], folder: Path) -> None:
+        """Read a plan, check it against the own policy; raises ConfigError or RefusedError and keeps nothing of it."""
+        graph = Graph(load_text(text, name, overrides, folder), self.registry)
+        configs = Configs(graph)
+        problems = self.objections(graph, configs) + flow.infer(graph, {self.party: self.policy}).refusals
+        if problems:
+            raise RefusedError(*problems)
+        self.take(graph, configs)
+
+    def objections(self, graph: Graph, configs: Configs) -> list[Problem]:
+        """What this party's policy says against a plan, crossings apart (`flow.infer` has those)."""
+        if self.party not in graph.role_of:
+            return [Problem(f"the plan has no party called {self.party!r}")]
+        problems = site_problems(graph, configs, self.party, self.datasets)
+        return problems or self._asked(graph, configs)
+
+    def take(self, graph: Graph, configs: Configs) -> None:
+        """Take a plan that was checked against this party's policy."""
+        self.graph, self.configs = graph, configs
+        self.results, self.received = {}, {}
+        specs = {n: fingerprint(s.model_dump(mode="json")) for n, s in graph.pipeline.models.items()}
+        self._models = {n: m for n, m in self._models.items() if self._model_specs.get(n) == specs.get(n)}
+        self._model_keys = {n: m for n, m in self._model_keys.items() if self._model_specs.get(n) == specs.get(n)}
+        self._model_specs = specs
+
+    def _asked(self, graph: Graph, configs: Configs) -> list[Problem]:
+        """Mechanisms and budgets that the plan asks of this party's data, before a single record is read."""
+        problems: list[Problem] = []
+        for instance in graph.at(self.party):
+            config = configs.of(instance)
+            mechanism = getattr(config, "mechanism", None)
+            if not isinstance(mechanism, dict):
+                continue
+            node = graph.nodes[instance.node]
+            path = (*node.path, "config", "mechanism")
+            where, shown = graph.loaded.source.where(path), ".".join(map(str, path))
+            for dataset in datasets_of(graph, configs, instance):
+                try:
+                    self._budget(dataset, config)
+                except RefusedError as error:
+                    problems += [Problem(p.what, where, shown, p.why, p.fix) for p in error.problems]
+        return list(dict.fromkeys(problems))
+
+    def asked(self, dataset: str, config: Any) -> Prepared:
+        """The mechanisms that a task's configuration asks for over a data set; nothing is certified or released."""
+        schema, base = self.datasets.schema(dataset), self.datasets.base
+        return self.releaser.prepare(config.mechanism, config.fields, schema, base, certified=False)
+
+    def cap(self, dataset: str) -> float | None:
+        """The most epsilon that a document of a data set may ever cost; None: no cap."""
+        budget = self.policy.budget.get(dataset) or self.policy.budget.get("*")
+        return budget.per_document if budget else None
+
+    def _budget(self, dataset: str, config: Any) -> None:
+        if not self.datasets.has(dataset) or self.datasets.binding(dataset).label == "public":
+            return
+        prepared, cap = self.asked(dataset, config), self.cap(dataset)
+        ones = [1] * len(prepared.fields)
+        if cap is not None and prepared.cost(ones) > cap + 1e-9:
+            what = f"{self.party}: epsilon {prepared.cost(ones):g} a document ({prepared.detail(ones)}) is over the cap"
+            raise RefusedError(Problem(what, why=f"cap of {dataset!r}: {cap:g} a document", fix="lower epsilon"))
+
+    # ---- running ----
+
+    def need(self) -> tuple[Graph, Configs]:
+        """The accepted plan; raises RefusedError when there is none."""
+        if self.graph is None or self.configs is None:
+            raise RefusedError(Problem(f"{self.party} has accepted no plan"))
+        return self.graph, self.configs
+
+    def instance(self, identity: str) -> Instance:
+        """An instance of the plan that runs here; refuses what the plan does not have."""
+        graph, _ = self.need()
+        found = graph.instances.get(identity)
+        if found is None or found.party != self.party:
+            raise RefusedError(Problem(f"the plan has no task {identity!r} at {self.party}"))
+        return found
+
+    def find(self, edge: Edge) -> Ref | None:
+        """The artifact of an incoming edge, if it is here."""
+        if edge.crossing:
+            return self.received.get((edge.name, edge.producer, edge.port))
+        return self.results.get(edge.producer, {}).get(edge.port)
+
+    def facts(self, instance: Instance) -> dict[str, Any] | None:
+        """What the instance's outputs depend on; None while an input is not here."""
+        graph, configs = self.need()
+        inputs: dict[str, Any] = {}
+        for port, value in instance.inputs.items():
+            edges = (value,) if isinstance(value, Edge) else value
+            refs = [self.find(edge) for edge in edges]
+            found = [r for r in refs if r is not None]
+            if len(found) < len(edges):
+                return None
+            pairs = zip(edges, found, strict=True)
+            inputs[port] = [[_source_name(e, instance), r.digest, fingerprint(r.label.to_json())] for e, r in pairs]
+        node, config = graph.nodes[instance.node], configs.of(instance)
+        facts: dict[str, Any] = {
+            "component": [node.component.name, node.component.version],
+            "code": code_of(node.component.__module__),
+            "config": configs.raw(instance),
+            "inputs": inputs,
+            "models": {k: self.model_key(getattr(config, k)) for k in model_fields(config) if getattr(config, k) is not None},
+            "seed": [self.seed_of(instance), self.party],
+            "environment": environment(),
+        }
+        outs = node.component.outputs.values()
+        if any(out.label == "source" for out in outs):
+            facts["data"] = [self.datasets.fingerprint(config.data), self.datasets.binding(config.data).label, config.data]
+        if graph.pipeline.noise_seed is not None:
+            facts["noise"] = graph.pipeline.noise_seed
+        if getattr(config, "mechanism", None) or hasattr(config, "fields"):
+            facts["schemas"] = [
+                self.datasets.fingerprint(d) for d in datasets_of(graph, configs, instance) if self.datasets.has(d)
+            ]
+        return facts
+
+    def seed_of(self, instance: Instance) -> str:
+        """The seed of the instance's streams: the axis ``seed`` if there is one, the round; never the arm."""
+        graph, _ = self.need()
+        axis = dict(instance.cell).get("seed", "")
+        return f"{graph.pipeline.seed}/{axis}/{instance.round or 0}/{instance.each or ''}"
+
+    def model_key(self, name: str) -> str:
+        """Fingerprint of a model of the pipeline."""
+        if name not in self._model_keys:
+            graph, _ = self.need()
+            here = graph.pipeline.models[name].at == graph.role_of[self.party]
+            made = build_model(self.registry, graph, name).fingerprint() if here else self._model_specs[name]
+            self._model_keys[name] = made
+        return self._model_keys[name]
+
+    def model(self, name: str, instance: Instance) -> Any:
+        """A model of the pipeline: itself when it is at this role, else a port."""
+        graph, _ = self.need()
+        spec = graph.pipeline.models[name]
+        if spec.at == graph.role_of[self.party]:
+            if name not in self._models:
+                self._models[name] = build_model(self.registry, graph, name).build()
+            return self._models[name]
+        return RemoteModel(self, instance, name, graph.pipeline.parties[spec.at][0], self.label_in(instance))
+
+    def label_in(self, instance: Instance) -> Label:
+        """The join of an instance's input labels."""
+        return Label.join(ref.label for edge in instance.edges() if (ref := self.find(edge)) is not None)
+
+    def lookup(self, identity: str) -> tuple[dict[str, Ref] | None, str, str]:
+        """(outputs if finished before and intact, key, why it must run)."""
+        instance = self.instance(identity)
+        facts = self.facts(instance)
+        if facts is None:
+            return None, "", "waits for its inputs"
+        key = key_of(facts)
+        stored = self.ledger.finished(key)
+        bound = self.ledger.bound(identity)
+        if stored is None:
+            return None, key, why(bound[1] if bound else None, facts)
+        refs = {port: Ref.from_json(value) for port, value in stored.items()}
+        if not all(self.store.intact(ref.kind, ref.digest) for ref in refs.values()):
+            self.ledger.forget(key)
+            return None, key, "a stored artifact was damaged"
+        return refs, key, "cached"
+
+    def run(self, identity: str) -> tuple[bool, float]:
+        """Run one instance (or find it finished): (cached, seconds). Raises OsmoticError."""
+        instance = self.instance(identity)
+        refs, key, _ = self.lookup(identity)
+        if not key:
+            raise RefusedError(Problem(f"{identity}: an input has not arrived"))
+        seconds = 0.0
+        cached = refs is not None
+        if refs is None:
+            start = time.perf_counter()
+            refs = self._execute(instance, key)
+            seconds = time.perf_counter() - start
+            self.ledger.finish(key, {port: ref.to_json() for port, ref in refs.items()}, seconds)
+            self.store.clear_scratch(key)
+        bound = self.ledger.bound(identity)
+        if bound is None or bound[0] != key:
+            self.ledger.bind(identity, key, self.facts(instance) or {})
+        self.results[identity] = refs
+        return cached, seconds
+
+    def alias(self, identity: str, earlier: str) -> None:
+        """A round that was not needed (its repeat stopped) stands for the round before."""
+        graph, _ = self.need()
+        instance, before = self.instance(identity), self.instance(earlier)
+        same = (instance.node, instance.cell, instance.each) == (before.node, before.cell, before.each)
+        repeat = graph.nodes[instance.node].repeat
+        if not same or repeat is None or repeat.until is None or (instance.round or 0) != (before.round or 0) + 1:
+            raise RefusedError(Problem(f"{identity} cannot stand for {earlier}"))
+        self.results[identity] = self.results[earlier]
+
+    def _execute(self, instance: Instance, key: str) -> dict[str, Ref]:
+        graph, configs = self.need()
+        _use_threads(self.policy.threads)
+        node, label = graph.nodes[instance.node], self.label_in(instance)
+        component = node.component(configs.of(instance))
+        context = SiteContext(
+            party=self.party, task=instance.id, key=key, seed=self.seed_of(instance), noise_seed=graph.pipeline.noise_seed,
+            label=label, lineage=datasets_of(graph, configs, instance), datasets=self.datasets, releaser=self.releaser,
+            ledger=self.ledger, store=self.store, models=lambda name: self.model(name, instance),
+            progress=lambda done, total, note: self.progress(instance.id, done, total, note),
+        )  # fmt: skip
+        arguments = {port: self._argument(value) for port, value in instance.inputs.items()}
+        outputs = dict(component.run(context, **arguments))
+        self._check_outputs(instance, outputs)
+        return {port: self._keep(instance, port, artifact, label) for port, artifact in outputs.items()}
+
+    def _argument(self, value: Edge | tuple[Edge, ...]) -> Any:
+        if isinstance(value, Edge):
+            return self._load(value)
+        return Gathered({(e.sender if e.crossing else _each(e)): (lambda e=e: self._load(e)) for e in value})
+
+    def _load(self, edge: Edge) -> Artifact:
+        ref = self.find(edge)
+        if ref is None:
+            raise RefusedError(Problem(f"{edge.name}: the input has not arrived"))
+        return self.store.get(ref.kind, ref.digest)
+
+    def _check_outputs(self, instance: Instance, outputs: dict[str, Any]) -> None:
+        declared = self.need()[0].nodes[instance.node].component.outputs
+        if set(outputs) != set(declared):
+            what = f"{instance.id}: the component returned {sorted(outputs)}, declared are {sorted(declared)}"
+            raise ComponentError(Problem(what))
+        for port, artifact in outputs.items():
+            if not isinstance(artifact, declared[port].kind):
+                what = f"{instance.id}: output {port!r} is a {type(artifact).__name__}, declared is {declared[port].kind.__name__}"
+                raise ComponentError(Problem(what))
+
+    def _keep(self, instance: Instance, port: str, artifact: Artifact, joined: Label) -> Ref:
+        """Store an output; its label is computed here, never taken from the component or the plan."""
+        graph, configs = self.need()
+        digest = self.store.put(artifact)
+        out = graph.nodes[instance.node].component.outputs[port]
+        label = joined
+        if out.label == "source":
+            label = joined | flow.source_label(self.party, configs.of(instance).data, {self.party: self.policy})
+        elif out.label == "release":
+            label = self._minted(digest, joined)
+        return Ref(artifact.kind, digest, label)
+
+    def _minted(self, digest: str, joined: Label) -> Label:
+        """The label of a release port: a release only if these very bytes were released and charged."""
+        rows = self.ledger.query("SELECT ref FROM release_sets WHERE digest=?", (digest,))
+        if not rows:
+            return joined
+        kept = {e for e in joined.entries if e.source != "raw" or e.owner != self.party}
+        return Label(frozenset(kept)) | (released(self.party, rows[0][0]) if flow.raw_entries(joined, self.party) else Label())
+
+
+def _use_threads(count: int) -> None:
+    """Compute threads of this process: results are equal for equal counts."""
+    import os
+    import sys
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(count))
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(count)
+
+
+def _each(edge: Edge) -> str:
+    """The party that an ``each: party`` task at the same role ran for."""
+    return edge.producer.partition("for=")[2].partition("]")[0]
+
+
+def _source_name(edge: Edge, instance: Instance) -> str:
+    """Which of several gathered artifacts it is; nothing for a single one (so that equal work is shared)."""
+    return edge.sender if edge.crossing else _each(edge)

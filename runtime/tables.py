@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plain text for the terminal: plan, result, ledger, catalogue. The guarantee comes first everywhere."""
+
+from pathlib import Path
+from typing import Any
+
+from osmotic.plugins.contract import config_type, input_ports
+from osmotic.plugins.host import Registry
+from osmotic.schemas.errors import ConfigError, Problem, StoreError
+from osmotic.schemas.source import did_you_mean
+
+
+def grid(head: list[str], rows: list[list[str]]) -> str:
+    """Columns aligned, two spaces apart."""
+    widths = [max(len(r[i]) for r in [head, *rows]) for i in range(len(head))]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in [head, *rows]]
+    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def plan_text(plan: dict[str, Any]) -> str:
+    """The plan as text."""
+    tasks = [
+        [t["task"], t["component"], t["at"], ",".join(t["axes"]), str(t["instances"]), str(t["cached"]), "; ".join(t["why"])]
+        for t in plan["tasks"]
+    ]
+    crossings = [
+        [c["edge"], f"{c['from']} -> {c['to']}", c["label"].upper() if c["label"] == "exposed" else c["label"], c["kind"],
+         str(c["count"]), size(c["bytes"]) + (" last time" if c["known"] else "") if c["known"] else "not known yet", c["waive"] or ""]
+        for c in plan["crossings"]
+    ]  # fmt: skip
+    parts = [f"{plan['pipeline']}: {plan['count']['tasks']} tasks, {plan['count']['cached']} finished before"]
+    parts.append(grid(["task", "component", "at", "axes", "runs", "cached", "why the others run"], tasks))
+    if crossings:
+        parts.append("What crosses\n" + grid(["edge", "direction", "label", "kind", "times", "bytes", "waiver asked"], crossings))
+    if plan["budget"]:
+        parts.append("Budget, a document\n" + grid(["party", "data set", "task", "asked", "class", "spent", "cap"], _budget(plan)))
+    return "\n\n".join(parts)
+
+
+def _budget(plan: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    for b in plan["budget"]:
+        asked = f"{b['epsilon']:g} ({b['detail']})" if b["epsilon"] is not None else b["detail"]
+        again = f"; {b['already_released']} documents released before, free" if b["already_released"] else ""
+        cap = f"{b['cap']:g}" if b["cap"] else "none"
+        rows.append([b["party"], b["dataset"], b["task"], asked + again, b["class"], f"{b['spent']:g}", cap])
+    return rows
+
+
+def result_text(summary: dict[str, Any]) -> str:
+    """The result as text: guarantee, table, differences, crossings, where the report is."""
+    parts = [summary["guarantee"]["line"]]
+    table = summary["table"]
+    if table["rows"]:
+        parts += [_arms(table), _differences(table)]
+    if table["withheld"]:
+        parts.append(f"Kept back (private data): metrics of {', '.join(table['withheld'])}; see each party's own folder.")
+    moved = sum(c["bytes"] for c in summary["crossings"])
+    outcome = summary["outcome"]
+    parts.append(
+        f"{outcome['tasks']} tasks: {outcome['ran']} ran, {outcome['cached']} found finished; "
+        f"{len(summary['crossings'])} crossings, {size(moved)} moved; {outcome['seconds']:.1f} s. Report: {summary['home']}/report.html"
+    )
+    return "\n\n".join(p for p in parts if p)
+
+
+def _arms(table: dict[str, Any]) -> str:
+    head = [table["axis"], *[f"{c['title']} (each seed) mean" for c in table["columns"]], "what crossed"]
+    rows = [[r["row"], *[_cell(r["cells"][c["metric"]]) for c in table["columns"]], r["guarantee"]] for r in table["rows"] if not r["apart"]]
+    apart = [[r["row"], *[_cell(r["cells"][c["metric"]]) for c in table["columns"]], r["guarantee"]] for r in table["rows"] if r["apart"]]
+    text = grid(head, rows + apart)
+    if not apart:
+        return text
+    lines = text.split("\n")
+    split = len(lines) - len(apart)
+    return "\n".join([*lines[:split], "apart: weights trained on raw records are averaged", *lines[split:]])
+
+
+def _cell(cell: dict[str, Any]) -> str:
+    if cell["mean"] is None:
+        return "-"
+    return " ".join(f"{v:.3f}" for v in cell["seeds"].values()) + f"  {cell['mean']:.3f}"
+
+
+def _differences(table: dict[str, Any]) -> str:
+    titles = {c["metric"]: c["title"] for c in table["columns"]}
+    rows = [
+        [f"{c['row']} - {c['against']}", titles[c["metric"]], f"{c['difference']:+.3f}", f"[{c['low']:+.3f}, {c['high']:+.3f}]"]
+        for c in table["comparisons"]
+    ]
+    if not rows:
+        return ""
+    note = "Paired bootstrap over test records, 95% (not over seeds: with so few, every seed is printed instead)"
+    return f"{note}\n{grid(['difference', 'answering', 'mean', 'interval'], rows)}"
+
+
+def ledger_text(found: list[dict[str, Any]]) -> str:
+    """Ledgers as text."""
+    rows = []
+    for party in found:
+        for d in party["datasets"]:
+            details = "; ".join(f"{r['detail']} {r['class']}{' VOID: ' + r['void'] if r['void'] else ''}" for r in d["releases"])
+            spent = f"{d['epsilon_largest']:g} a document"
+            rows.append([party["party"], d["dataset"], str(d["documents"]), spent, f"{d['cap']:g}" if d["cap"] else "none", details])
+    if not rows:
+        return "nothing was released"
+    return grid(["party", "data set", "documents", "largest epsilon", "cap", "releases"], rows)
+
+
+def components_values(registry: Registry) -> list[dict[str, Any]]:
+    """Name, first line of the docstring, ports."""
+    values = []
+    for name, entry in sorted(registry.components.items()):
+        ports = {p: f"{'all ' if q.gathered else ''}{q.kind.kind}{'?' if q.optional else ''}" for p, q in input_ports(entry.cls).items()}
+        outputs = {p: f"{o.kind.kind} ({o.label})" for p, o in entry.cls.outputs.items()}
+        first = (entry.cls.__doc__ or "").strip().split("\n")[0]
+        config = {k: str(f.description or "") for k, f in config_type(entry.cls).model_fields.items()}
+        values.append({"name": name, "does": first, "inputs": ports, "outputs": outputs, "config": config, "from": entry.distribution})
+    return values
+
+
+def components_text(values: list[dict[str, Any]]) -> str:
+    """Components as text."""
+    blocks = []
+    for v in values:
+        ports = ", ".join(f"{k}: {t}" for k, t in v["inputs"].items()) or "nothing"
+        outs = ", ".join(f"{k}: {t}" for k, t in v["outputs"].items())
+        blocks.append(f"{v['name']}  ({v['from']})\n    {v['does']}\n    takes {ports}\n    gives {outs}")
+    return "\n".join(blocks)
+
+
+def plugins_values(registry: Registry) -> dict[str, Any]:
+    """Everything registered, and what failed."""
+    kinds = {"component": registry.components, "mechanism": registry.mechanisms, "model": registry.models}
+    entries = [
+        {"kind": kind, "name": name, "distribution": e.distribution, "version": e.version}
+        for kind, table in kinds.items()
+        for name, e in sorted(table.items())
+    ]
+    return {"registered": entries, "failures": registry.failures}
+
+
+def plugins_text(values: dict[str, Any]) -> str:
+    """Plugins as text."""
+    rows = [[e["kind"], e["name"], e["distribution"], e["version"]] for e in values["registered"]]
+    failed = "".join(f"\nplugin {n!r} could not be loaded: {w}" for n, w in values["failures"].items())
+    return grid(["kind", "name", "from", "version"], rows) + failed
+
+
+def schema_command(name: str | None, check: bool, write: Path | None) -> str:
+    """`osmotic schema`: print one, check or write all."""
+    from osmotic.schemas import generate
+
+    folder = Path(generate.__file__).parent / "generated"
+    if check:
+        stale = generate.check(folder)
+        if stale:
+            raise StoreError(Problem(f"stale: {', '.join(stale)}", str(folder), fix=f"osmotic schema --write {folder}"))
+        return "all generated schemas are up to date"
+    if write is not None:
+        generate.write(write)
+        return f"written to {write}"
+    known = sorted(p.name.removesuffix(".json").removesuffix(".schema") for p in folder.glob("*.json"))
+    if name is None:
+        return "\n".join(known)
+    found = [p for p in folder.glob("*.json") if p.name.removesuffix(".json").removesuffix(".schema") == name]
+    if not found:
+        raise ConfigError(Problem(f"no schema is called {name!r}", fix=did_you_mean(name, known)))
+    return found[0].read_text(encoding="utf-8")

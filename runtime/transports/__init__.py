@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How sites are reached: in process, or a process each."""

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Look into the folder of a run afterwards: ledgers, transcripts, hashes; check that they hold together."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from osmotic.runtime.accounts import summary
+from osmotic.runtime.ledger import Ledger
+from osmotic.runtime.policies import Policies, open_site
+from osmotic.schemas.errors import DataError, Problem
+from osmotic.schemas.policy import SitePolicy
+
+
+def parties_of(home: Path) -> list[str]:
+    """Names of the parties that ran in a folder; raises DataError when it is not the folder of a run."""
+    folder = home / "parties"
+    found = sorted(p.name for p in folder.iterdir() if (p / "ledger.sqlite").is_file()) if folder.is_dir() else []
+    if not found:
+        raise DataError(Problem("not the folder of a run", str(home), fix="give the folder named with --home, e.g. osmotic-runs/fedcot"))
+    return found
+
+
+def ledgers_of(home: Path) -> list[dict[str, Any]]:
+    """What each party has spent (`accounts.summary`)."""
+    from osmotic.plugins.host import build_registry
+
+    registry = build_registry(names=())
+    found = []
+    for party in parties_of(home):
+        site = open_site(party, home, Policies({party: SitePolicy()}, Path(), None), registry)
+        found.append(summary(site))
+        site.ledger.close()
+    return found
+
+
+def summary_of(home: Path) -> dict[str, Any]:
+    """The saved summary of the last finished run, with the ledgers as they are now."""
+    file = home / "run.json"
+    if not file.is_file():
+        raise DataError(Problem("no run has finished here", str(home), fix="osmotic run PIPELINE --home ..."))
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(Problem("the saved summary is damaged", str(file), fix="run the pipeline again")) from error
+    return {**found, "ledger": ledgers_of(home)}
+
+
+def verify(home: Path) -> dict[str, Any]:
+    """Chains, charges against releases, both ends of every crossing. {parties, problems}."""
+    parties, problems, ends = [], [], {}
+    for party in parties_of(home):
+        ledger = Ledger(home / "parties" / party)
+        problems += [f"{party}: {text}" for text in ledger.chain_problems() + _charge_problems(ledger)]
+        crossings = [json.loads(body) for (body,) in ledger.query("SELECT body FROM crossings ORDER BY seq")]
+        for entry in crossings:
+            if entry["to"] != "report" and entry["kind"] != "call":
+                ends.setdefault(entry["edge"], {})[entry["direction"]] = entry["digest"]
+        counts = ledger.query("SELECT COUNT(*) FROM charges")[0][0]
+        heads = {table: ledger.head(table)[:12] for table in ("charges", "crossings")}
+        parties.append({"party": party, "charges": counts, "crossings": len(crossings), "heads": heads})
+        ledger.close()
+    for edge, found in sorted(ends.items()):
+        if "in" in found and found.get("out") != found["in"]:
+            problems.append(f"{edge}: what arrived is not what the sender's transcript says")
+    return {"parties": parties, "problems": problems}
+
+
+def _charge_problems(ledger: Ledger) -> list[str]:
+    """Every release has exactly one charge of its epsilon, and every charge its release."""
+    charged: dict[str, float] = {}
+    twice: list[str] = []
+    for (body,) in ledger.query("SELECT body FROM charges ORDER BY seq"):
+        entry = json.loads(body)
+        if entry["release"] in charged:
+            twice.append(entry["release"])
+        charged[entry["release"]] = entry["epsilon"]
+    stored = dict(ledger.query("SELECT lookup, epsilon FROM releases"))
+    problems = [f"release {r[:12]} was charged twice" for r in twice]
+    problems += [f"release {r[:12]} has no charge" for r in stored if r not in charged]
+    problems += [f"charge of {r[:12]} has no release" for r in charged if r not in stored]
+    problems += [f"release {r[:12]}: charge and release differ" for r, e in stored.items() if charged.get(r, e) != e]
+    return problems

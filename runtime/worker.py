@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process of one party under ``--isolate``: reads requests from standard input, answers on standard output.
+
+Everything that prints goes to standard error; the pipe carries frames only. Ends when its input ends.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from osmotic.plugins.host import build_registry
+from osmotic.runtime.policies import open_site, policies_of
+from osmotic.runtime.service import Service
+from osmotic.runtime.transports import frames
+from osmotic.schemas.errors import OsmoticError, PeerError, Problem
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve one party until standard input ends."""
+    parser = argparse.ArgumentParser(prog="osmotic.runtime.worker")
+    parser.add_argument("--party", required=True)
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--sites", type=Path)
+    parser.add_argument("--bind", action="append", default=[])
+    given = parser.parse_args(arguments)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
+    incoming, outgoing = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # a component that prints must not break the frames
+    try:
+        policies = policies_of([given.party], given.sites, tuple(given.bind))
+        site = open_site(given.party, given.home, policies, build_registry())
+    except OsmoticError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+
+    def progress(task: str, done: int, total: int, note: str) -> None:
+        frames.write(outgoing, {"frame": "progress", "task": task, "done": done, "total": total, "note": note})
+
+    def outbound(party: str, header: dict[str, Any], blob: bytes) -> tuple[dict[str, Any], bytes]:
+        frames.write(outgoing, {**header, "frame": "outbound", "to": party}, blob)
+        frame = frames.read(incoming)
+        if frame is None:
+            raise PeerError(Problem("the coordinator is gone"))
+        reply, body = frame
+        reply.pop("frame")
+        return reply, body
+
+    site.progress, site.outbound = progress, outbound
+    service = Service(site, local=True)
+    while (frame := frames.read(incoming)) is not None:
+        header, blob = service.handle(*frame)
+        frames.write(outgoing, {**header, "frame": "reply"}, blob)
+    site.ledger.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
