@@ -77,7 +77,6 @@ def _deepspeed(module: Any, groups: list[dict[str, Any]], batch: int) -> Iterato
             engine.destroy()
             if ours and _distributed():
                 deepspeed.comm.destroy_process_group()
-                deepspeed.comm.comm.cdb = None
 
 
 def _distributed() -> bool:

@@ -43,7 +43,7 @@ def shipped(suffix: str = ".yaml") -> dict[str, Path]:
     """Shipped pipelines by name (site files left out)."""
     folder = Path(str(files("osmotic.pipelines")))
     found = {p.name.removesuffix(suffix): p for p in sorted(folder.glob(f"*{suffix}"))}
-    return {name: path for name, path in found.items() if not name.endswith(".sites")}
+    return {name: path for name, path in found.items() if not name.endswith((".sites", ".schema"))}
 
 
 def find(reference: str) -> Path:

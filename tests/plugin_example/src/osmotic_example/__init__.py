@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The three hooks of a plugin. Classes are imported inside them, so that finding the plugin costs nothing."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from osmotic.plugins.contract import Component, Mechanism, ModelPlugin
+from osmotic.plugins.hookspecs import hookimpl
+
+
+@hookimpl
+def register_components() -> Iterable[type[Component[Any]]]:
+    """`word_counter`."""
+    from osmotic_example.word_counter import WordCounter
+
+    return (WordCounter,)
+
+
+@hookimpl
+def register_mechanisms() -> Iterable[type[Mechanism[Any]]]:
+    """`coin-rr`."""
+    from osmotic_example.coin_rr import CoinRandomisedResponse
+
+    return (CoinRandomisedResponse,)
+
+
+@hookimpl
+def register_models() -> Iterable[type[ModelPlugin[Any]]]:
+    """`markov`."""
+    from osmotic_example.markov import Markov
+
+    return (Markov,)
