@@ -5,6 +5,7 @@ One unprotected crossing makes it ``unprotected``. Otherwise epsilon is per docu
 charges of all releases that crossed; the same release counts once, however often it crossed.
 """
 
+import json
 from typing import Any
 
 from osmotic.runtime.ledger import now
@@ -15,14 +16,12 @@ from osmotic.schemas.labels import Label
 
 def account(site: Site, edges: list[str]) -> dict[str, Any]:
     """{word, epsilon, unit, detail, class, void, waived, crossings}: this party's guarantee over the given crossings."""
-    import json
-
     refs: set[str] = set()
     waived: set[str] = set()
     count = 0
     for edge in edges:
-        for digest, label_text in site.ledger.query("SELECT digest, label FROM crossed WHERE edge=?", (edge,)):
-            count += bool(digest)
+        for (label_text,) in _labels(site, edge):
+            count += 1
             label = Label.from_json(json.loads(label_text))
             mine = [e for e in label.entries if e.owner == site.party]
             waived |= {e.ref for e in mine if e.source == "exposed"}
@@ -36,6 +35,13 @@ def account(site: Site, edges: list[str]) -> dict[str, Any]:
         "detail": "; ".join(sorted({row["detail"] for row in rows})), "void": void, "waived": sorted(waived),
         "documents": max((row["documents"] for row in rows), default=0), "crossings": count,
     }  # fmt: skip
+
+
+def _labels(site: Site, edge: str) -> list[tuple[Any, ...]]:
+    """Labels under which something crossed an edge; ``TASK=>`` stands for all model calls of a task."""
+    if edge.endswith("=>"):
+        return site.ledger.query("SELECT label FROM crossed WHERE edge >= ? AND edge < ?", (edge, edge + "\x7f"))
+    return site.ledger.query("SELECT label FROM crossed WHERE edge=?", (edge,))
 
 
 def _release(site: Site, ref: str) -> dict[str, Any]:

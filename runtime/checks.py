@@ -3,6 +3,7 @@
 templates against record schemas, and each party's own policy. All problems come together, located.
 """
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,16 +13,17 @@ from osmotic.plugins.contract import config_type
 from osmotic.plugins.host import Registry
 from osmotic.runtime.data import Datasets
 from osmotic.runtime.graph import Cell, Graph, Instance, Node
+from osmotic.runtime.nodes import word
 from osmotic.runtime.releases import mechanism_config, split
 from osmotic.schemas.errors import ConfigError, OsmoticError, Problem
 from osmotic.schemas.messages import fingerprint
 from osmotic.schemas.policy import SitePolicy
 from osmotic.schemas.records import RecordSchema
-from osmotic.schemas.source import Key, did_you_mean, problems_of
+from osmotic.schemas.source import Key, Source, did_you_mean, problems_of
 
 
 class Configs:
-    """Validated configurations by (node, variant); the variant is the part of the cell that the node spans."""
+    """Validated configurations by (node, cell). Raises ConfigError with every problem, located."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
@@ -29,14 +31,14 @@ class Configs:
         self._made: dict[tuple[str, Cell], Any] = {}
         self._checked: dict[str, tuple[str, ...]] = {}
         for instance in graph.instances.values():
-            self._make(graph.nodes[instance.node], instance.variant)
+            self._make(graph.nodes[instance.node], instance.cell)
         self._models()
         if self.problems:
             raise ConfigError(*dict.fromkeys(self.problems))
 
     def of(self, instance: Instance) -> Any:
         """The configuration object of an instance."""
-        return self._made[(instance.node, instance.variant)]
+        return self._made[(instance.node, instance.cell)]
 
     def raw(self, instance: Instance) -> dict[str, Any]:
         """The same as plain values, defaults filled in."""
@@ -50,34 +52,34 @@ class Configs:
             self._checked[key] = tuple(node.component.check(config, schema))
         return self._checked[key]
 
-    def _make(self, node: Node, variant: Cell) -> None:
-        if (node.name, variant) in self._made:
+    def _make(self, node: Node, cell: Cell) -> None:
+        if (node.name, cell) in self._made:
             return
-        values = self.graph.config_of(node, variant)
+        values = self.graph.config_of(node, cell)
         model = config_type(node.component)
         try:
             made = model.model_validate(values)
         except ValidationError as error:
-            self._made[(node.name, variant)] = None
+            self._made[(node.name, cell)] = None
             located = problems_of(error, model, self.graph.loaded.source, ())
-            self.problems += [self._place(node, variant, p) for p in located]
+            self.problems += [self._place(node, cell, p) for p in located]
             return
-        self._made[(node.name, variant)] = made
-        self._mechanism(node, variant, made)
-        self._model_names(node, variant, made)
+        self._made[(node.name, cell)] = made
+        self._mechanism(node, cell, made)
+        self._model_names(node, cell, made)
 
-    def _place(self, node: Node, variant: Cell, problem: Problem) -> Problem:
+    def _place(self, node: Node, cell: Cell, problem: Problem) -> Problem:
         """Put a configuration problem where the value was written: in the patch that set it, or in the task."""
         keys = tuple(int(k) if k.isdigit() else k for k in problem.path.split(".")) if problem.path else ()
         source = self.graph.loaded.source
         path: Key = (*node.path, "config", *keys)
-        for axis, value in variant:
-            patched: Key = (*node.path, "vary", axis, str(value), "config", *keys)
-            if patched in source.marks:
+        for axis, value in cell:
+            patched: Key = (*node.path, "vary", axis, word(value), "config", *keys)
+            if _written(source, patched):
                 path = patched
         return Problem(problem.what, source.where(path), ".".join(map(str, path)), problem.why, problem.fix)
 
-    def _mechanism(self, node: Node, variant: Cell, config: Any) -> None:
+    def _mechanism(self, node: Node, cell: Cell, config: Any) -> None:
         mechanism = getattr(config, "mechanism", None)
         if not isinstance(mechanism, Mapping):
             return
@@ -87,14 +89,14 @@ class Configs:
         except ConfigError as error:
             for p in error.problems:
                 path = p.path or "mechanism.name"
-                self.problems.append(self._place(node, variant, Problem(p.what, "", path, p.why, p.fix)))
+                self.problems.append(self._place(node, cell, Problem(p.what, "", path, p.why, p.fix)))
 
-    def _model_names(self, node: Node, variant: Cell, config: Any) -> None:
+    def _model_names(self, node: Node, cell: Cell, config: Any) -> None:
         for key in model_fields(config):
             name = getattr(config, key)
             if name is not None and name not in self.graph.pipeline.models:
                 fix = did_you_mean(name, self.graph.pipeline.models)
-                self.problems.append(self._place(node, variant, Problem(f"unknown model {name!r}", "", key, fix=fix)))
+                self.problems.append(self._place(node, cell, Problem(f"unknown model {name!r}", "", key, fix=fix)))
 
     def _models(self) -> None:
         source = self.graph.loaded.source
@@ -102,7 +104,8 @@ class Configs:
             path: Key = ("models", name)
             if spec.at not in self.graph.pipeline.parties:
                 fix = did_you_mean(spec.at, self.graph.pipeline.parties)
-                self.problems.append(Problem(f"unknown role {spec.at!r}", source.where((*path, "at")), f"models.{name}.at", fix=fix))
+                what = f"unknown role {spec.at!r}"
+                self.problems.append(Problem(what, source.where((*path, "at")), f"models.{name}.at", fix=fix))
             try:
                 cls = self.graph.registry.model(spec.type)
                 config_type(cls).model_validate(spec.config)
@@ -111,8 +114,8 @@ class Configs:
                 self.problems.append(Problem(p.what, source.where((*path, "type")), f"models.{name}.type", p.why, p.fix))
             except ValidationError as error:
                 for p in problems_of(error, config_type(cls), source):
-                    keys = (*path, "config", *p.path.split("."))
-                    self.problems.append(Problem(p.what, source.where(keys), ".".join(keys), p.why, p.fix))
+                    keys: Key = (*path, "config", *(p.path.split(".") if p.path else ()))
+                    self.problems.append(Problem(p.what, source.where(keys), ".".join(map(str, keys)), p.why, p.fix))
 
 
 def model_fields(config: Any) -> Iterator[str]:
@@ -139,27 +142,53 @@ def site_problems(graph: Graph, configs: Configs, party: str, datasets: Datasets
     policy = datasets.policy
     done: set[tuple[str, Cell]] = set()
     for instance in graph.at(party):
-        if (instance.node, instance.variant) in done:
+        if (instance.node, instance.cell) in done:
             continue
-        done.add((instance.node, instance.variant))
+        done.add((instance.node, instance.cell))
         node, config = graph.nodes[instance.node], configs.of(instance)
         where, path = graph.loaded.source.where(node.path), ".".join(map(str, node.path))
         if not any(w in ("*", node.spec.component) for w in policy.components):
             problems.append(Problem(f"{party} does not allow the component {node.spec.component!r}", where, path))
         if any(out.label == "source" for out in node.component.outputs.values()):
             problems += _binding(graph, node, str(getattr(config, "data", "")), party, policy)
-        for schema in _schemas(graph, configs, instance, datasets, problems):
-            problems += [Problem(text, where, f"{path}.config") for text in configs.checked(node, config, schema)]
+        problems += _slots(graph, configs, instance, datasets)
     if graph.pipeline.noise_seed is not None and graph.at(party):
         problems += _seeded(graph, configs, party, policy)
     return list(dict.fromkeys(problems))
+
+
+def slot_problems(graph: Graph, configs: Configs, party: str, datasets: Datasets) -> list[Problem]:
+    """What the components at one party say of their configurations (templates, fields) against its schemas."""
+    first = {(i.node, i.cell): i for i in reversed(graph.at(party))}
+    found = [p for i in reversed(first.values()) for p in _slots(graph, configs, i, datasets)]
+    return list(dict.fromkeys(found))
+
+
+def _slots(graph: Graph, configs: Configs, instance: Instance, datasets: Datasets) -> list[Problem]:
+    node = graph.nodes[instance.node]
+    path: Key = (*node.path, "config")
+    where, shown = graph.loaded.source.where(path), ".".join(map(str, path))
+    problems: list[Problem] = []
+    for schema in _schemas(graph, configs, instance, datasets, problems):
+        problems += [Problem(text, where, shown) for text in configs.checked(node, configs.of(instance), schema)]
+    return problems
+
+
+def _written(source: Source, path: Key) -> bool:
+    """Whether a document (with what --set changed) has a key."""
+    try:
+        source.at(path)
+    except (KeyError, IndexError, TypeError):
+        return False
+    return True
 
 
 def _binding(graph: Graph, node: Node, dataset: str, party: str, policy: SitePolicy) -> list[Problem]:
     if dataset in policy.data:
         return []
     path = (*node.path, "config", "data")
-    fix = did_you_mean(dataset, policy.data) or f"add 'data: {{{dataset}: {{path: ..., schema: ...}}}}' to the site file of {party}"
+    add = f"add 'data: {{{dataset}: {{path: ..., schema: ...}}}}' to the site file of {party}"
+    fix = did_you_mean(dataset, policy.data) or add
     what = f"{party} binds no data set called {dataset!r}"
     return [Problem(what, graph.loaded.source.where(path), ".".join(map(str, path)), fix=fix)]
 
@@ -180,16 +209,16 @@ def _schemas(
 def datasets_of(graph: Graph, configs: Configs, instance: Instance) -> list[str]:
     """Names of the data sets that an instance descends from, nearest first, at any party."""
     names: list[str] = []
-    todo, seen = [instance.id], set()
+    todo, seen = deque([instance.id]), {instance.id}
     while todo:
-        current = graph.instances[todo.pop(0)]
-        if current.id in seen:
-            continue
-        seen.add(current.id)
+        current = graph.instances[todo.popleft()]
         outs = graph.nodes[current.node].component.outputs.values()
         if any(out.label == "source" for out in outs):
             names.append(str(getattr(configs.of(current), "data", "")))
-        todo += [edge.producer for edge in current.edges()]
+        for edge in current.edges():
+            if edge.producer not in seen:
+                seen.add(edge.producer)
+                todo.append(edge.producer)
     return list(dict.fromkeys(names))
 
 

@@ -9,9 +9,11 @@ from typing import Any
 
 from osmotic.plugins.contract import Records
 from osmotic.runtime.data import Datasets
+from osmotic.runtime.flow import source_label
 from osmotic.runtime.ledger import Ledger, TaskJournal
 from osmotic.runtime.releases import Releaser
 from osmotic.runtime.store import Store
+from osmotic.schemas.artifacts import digest_of
 from osmotic.schemas.errors import Problem, RefusedError
 from osmotic.schemas.labels import Label
 from osmotic.schemas.records import RecordSchema
@@ -22,13 +24,19 @@ class SiteContext:
 
     def __init__(
         self, *, party: str, task: str, key: str, seed: str, noise_seed: int | None, label: Label, lineage: list[str],
-        datasets: Datasets, releaser: Releaser, ledger: Ledger, store: Store, models: Callable[[str], Any],
-        progress: Callable[[int, int, str], None],
+        datasets: Datasets, releaser: Releaser, ledger: Ledger, store: Store, models: Callable[[str, Callable[[], Label]], Any],
+        documents: Callable[[str], set[str]], progress: Callable[[int, int, str], None],
     ) -> None:  # fmt: skip
         self._party, self._task, self._key, self._seed = party, task, key, seed
         self._noise_seed, self._label, self._lineage = noise_seed, label, lineage
         self._datasets, self._releaser, self._ledger, self._store = datasets, releaser, ledger, store
-        self._models, self._progress = models, progress
+        self._models, self._documents, self._progress = models, documents, progress
+        self.made: dict[str, str] = {}  # digest -> reference of what this very task released
+
+    @property
+    def label(self) -> Label:
+        """Everything that the task has seen so far: its inputs, and the data sets that it asked for."""
+        return self._label
 
     @property
     def party(self) -> str:
@@ -47,11 +55,13 @@ class SiteContext:
 
     def model(self, name: str) -> Any:
         """A model, or a port to it."""
-        return self._models(name)
+        return self._models(name, lambda: self._label)
 
     def dataset(self, name: str) -> tuple[Records, RecordSchema]:
-        """A bound data set."""
-        return self._datasets.load(name)
+        """A bound data set; from now on the task's outputs are as private as the binding says."""
+        found = self._datasets.load(name)
+        self._label |= source_label(self._party, name, {self._party: self._datasets.policy})
+        return found
 
     def schema(self) -> RecordSchema:
         """The schema of the nearest data set that the task descends from."""
@@ -65,7 +75,22 @@ class SiteContext:
         dataset = self._own_dataset()
         schema, base = self._datasets.schema(dataset), self._datasets.base
         prepared = self._releaser.prepare(mechanism, fields, schema, base, certified=True)
-        return self._releaser.release(records, prepared, dataset, self._noise_seed)
+        if self._label.of("raw"):
+            self._check_whole(records, dataset)
+        released, key, ref = self._releaser.release(records, prepared, dataset, self._noise_seed)
+        self.made[digest_of(released.kind, released.to_files())] = ref
+        return released, key
+
+    def _check_whole(self, records: Records, dataset: str) -> None:
+        """Every record of the data set, once: which records are there may not depend on what is in them.
+
+        Equal documents keep their released id, so a chosen part, beside the whole, would tell exactly who was chosen.
+        """
+        given = [row.get("id") for row in records]
+        if len(set(given)) < len(given) or set(given) != self._documents(dataset):
+            what = f"{self._task}: a release needs every record of {dataset!r}, once (it got {len(given)})"
+            why = "which records were chosen would cross without protection"
+            raise RefusedError(Problem(what, why=why, fix="release first, then filter what was released"))
 
     def blind(self, records: Records, fields: Sequence[str]) -> tuple[Records, Records]:
         """Fresh random ids and order; see `contract.Context.blind`."""

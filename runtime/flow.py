@@ -7,7 +7,9 @@ whose policy is not known is taken to have private data and to have granted what
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from osmotic.plugins.contract import config_type
 from osmotic.runtime.graph import Edge, Graph, Instance
 from osmotic.schemas.errors import Problem
 from osmotic.schemas.labels import PUBLIC, Label, Provenance, raw, released
@@ -21,7 +23,7 @@ class Flow:
     """Labels by (instance id, port) and by crossing, and what is refused."""
 
     labels: dict[tuple[str, str], Label] = field(default_factory=dict)
-    crossing: dict[tuple[str, str, str], Label] = field(default_factory=dict)  # (consumer, producer, port) -> label as it crosses
+    crossing: dict[tuple[str, str, str], Label] = field(default_factory=dict)  # (consumer, producer, port) -> as it crosses
     refusals: list[Problem] = field(default_factory=list)
 
 
@@ -42,12 +44,14 @@ def infer(graph: Graph, policies: Mapping[str, SitePolicy]) -> Flow:
     """Infer labels in dependency order and collect refusals, one an edge and reason, with its place in the file."""
     flow = Flow()
     refused: dict[tuple[str, str], list[str]] = {}
+    known: dict[Any, tuple[Label, str]] = {}  # many edges carry equal labels
     for instance in graph.instances.values():
         arrived: list[Label] = []
         for edge in instance.edges():
             label = flow.labels[(edge.producer, edge.port)]
             if edge.crossing:
-                label, why = cross(graph, edge, label, policies)
+                kind = (label, edge.name, edge.sender, edge.receiver, edge.waive)
+                label, why = known[kind] if kind in known else known.setdefault(kind, cross(graph, edge, label, policies))
                 flow.crossing[(instance.id, edge.producer, edge.port)] = label
                 if why:
                     refused.setdefault((instance.node, f"{edge.name}\n{why}"), []).append(f"{edge.sender} -> {edge.receiver}")
@@ -68,18 +72,16 @@ def cross(graph: Graph, edge: Edge, label: Label, policies: Mapping[str, SitePol
         if owner in policies:
             waiver, why = granted(policies[owner], edge.name, edge.waive, datasets)
             if waiver is None:
-                return _exposed(label, owner, edge, observers), f"private data of {owner} ({', '.join(datasets)}) would cross: {why}"
+                why = f"private data of {owner} ({', '.join(datasets)}) would cross: {why}"
+                return label.exposed(owner, edge.name, observers), why
             observers = waiver.observers
         elif edge.waive is None:
-            return _exposed(label, owner, edge, observers), f"private data of {owner} would cross: the plan asks for no waiver"
+            why = f"private data of {owner} would cross: the plan asks for no waiver"
+            return label.exposed(owner, edge.name, observers), why
         else:
             observers = tuple(graph.pipeline.parties)
-        label = _exposed(label, owner, edge, observers)
+        label = label.exposed(owner, edge.name, observers)
     return label, _unseen(graph, edge, label)
-
-
-def _exposed(label: Label, owner: str, edge: Edge, observers: tuple[str, ...]) -> Label:
-    return label.exposed(owner, edge.name, observers)
 
 
 def _unseen(graph: Graph, edge: Edge, label: Label) -> str:
@@ -87,7 +89,8 @@ def _unseen(graph: Graph, edge: Edge, label: Label) -> str:
     role = graph.role_of[edge.receiver]
     for entry in label.of("exposed"):
         if edge.receiver != entry.owner and role not in entry.observers:
-            return f"data of {entry.owner}, exposed by {entry.ref}, may be seen by {', '.join(entry.observers)} only, not by {role}"
+            seen = ", ".join(entry.observers)
+            return f"data of {entry.owner}, exposed by {entry.ref}, may be seen by {seen} only, not by {role}"
     return ""
 
 
@@ -96,11 +99,18 @@ def _outputs(graph: Graph, instance: Instance, joined: Label, policies: Mapping[
     for port, out in node.component.outputs.items():
         label = joined
         if out.label == "source":
-            label = joined | source_label(instance.party, str(graph.config_of(node, instance.cell).get("data", "")), policies)
-        elif out.label == "release" and joined.word == "private":
+            label = joined | source_label(instance.party, _dataset(graph, instance), policies)
+        elif out.label == "release" and raw_entries(joined, instance.party):
             kept = {e for e in joined.entries if e.source != "raw" or e.owner != instance.party}
             label = Label(frozenset(kept)) | released(instance.party, f"plan:{instance.id}")
         flow.labels[(instance.id, port)] = label
+
+
+def _dataset(graph: Graph, instance: Instance) -> str:
+    """The data set that a source names in its configuration, or by its default."""
+    node = graph.nodes[instance.node]
+    default = config_type(node.component).model_fields.get("data")
+    return str(graph.config_of(node, instance.cell).get("data", default.default if default else ""))
 
 
 def source_label(party: str, dataset: str, policies: Mapping[str, SitePolicy]) -> Label:

@@ -10,8 +10,9 @@ import hashlib
 import hmac
 import os
 import sqlite3
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,27 +58,38 @@ class Ledger:
             self.key = os.urandom(32)
         else:
             with disk(folder):
-                folder.mkdir(parents=True, exist_ok=True)
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.key = _secret(folder / "key", may_make=not self.path.exists())
         try:
             place = ":memory:" if passing else str(self.path)
             self.db = sqlite3.connect(place, timeout=30, isolation_level=None, check_same_thread=False)
             self.db.execute("PRAGMA journal_mode=WAL")
             self.db.execute("PRAGMA synchronous=FULL")
-            self.db.executescript(TABLES)
             self._check_version()
         except sqlite3.Error as error:
+            self._drop()
             raise _problem(self.path, error) from error
+        except StoreError:
+            self._drop()
+            raise
 
     def close(self) -> None:
         """Close the database."""
         self.db.close()
 
+    def _drop(self) -> None:
+        """Let go of a database that cannot be used."""
+        if hasattr(self, "db"):
+            self.db.close()
+
     def _check_version(self) -> None:
-        row = self.db.execute("SELECT value FROM meta WHERE name='version'").fetchone()
+        """Make the tables of a new file; a newer file is left untouched. A file of this version is only read."""
+        made = self.db.execute("SELECT 1 FROM sqlite_master WHERE name='meta'").fetchone()
+        row = self.db.execute("SELECT value FROM meta WHERE name='version'").fetchone() if made else None
         if row is None:
-            self.db.execute("INSERT INTO meta VALUES ('version', ?)", (str(VERSION),))
-        elif int(row[0]) > VERSION:
+            self.db.executescript(TABLES)
+            self.db.execute("INSERT OR IGNORE INTO meta VALUES ('version', ?)", (str(VERSION),))
+        elif not row[0].isdecimal() or int(row[0]) > VERSION:
             fix = "install the osmotic version that wrote it, or a newer one"
             raise StoreError(Problem(f"the ledger was written by a newer version (format {row[0]})", str(self.path), fix=fix))
 
@@ -88,10 +100,11 @@ class Ledger:
             self.db.execute("BEGIN IMMEDIATE")
             try:
                 yield self.db
+                self.db.execute("COMMIT")
             except BaseException:
-                self.db.execute("ROLLBACK")
+                if self.db.in_transaction:  # a full disk has rolled it back already
+                    self.db.execute("ROLLBACK")
                 raise
-            self.db.execute("COMMIT")
         except sqlite3.Error as error:
             raise _problem(self.path, error) from error
 
@@ -139,10 +152,11 @@ class Ledger:
         rows = self.query("SELECT outputs FROM tasks WHERE key=?", (key,))
         return _loads(rows[0][0]) if rows else None
 
-    def finish(self, key: str, outputs: dict[str, Any], seconds: float) -> None:
-        """Remember a finished task and forget its journal."""
+    def finish(self, key: str, outputs: dict[str, Any], seconds: float, instance: str, facts: dict[str, Any]) -> None:
+        """Remember a finished task and the instance that it was, and forget its journal."""
         with self.transaction() as db:
             db.execute("INSERT OR REPLACE INTO tasks VALUES (?,?,?)", (key, canonical(outputs).decode(), seconds))
+            db.execute("INSERT OR REPLACE INTO instances VALUES (?,?,?)", (instance, key, canonical(facts).decode()))
             db.execute("DELETE FROM journal WHERE task=?", (key,))
 
     def forget(self, key: str) -> None:
@@ -175,9 +189,13 @@ class TaskJournal:
 
     def put(self, key: str, value: Any) -> None:
         """Store durably."""
+        self.put_all({key: value})
+
+    def put_all(self, values: Mapping[str, Any]) -> None:
+        """Store several, durably, all or none."""
         with self.ledger.transaction() as db:
-            values = (self.task, self.name, key, canonical(value).decode())
-            db.execute("INSERT OR REPLACE INTO journal VALUES (?,?,?,?)", values)
+            rows = [(self.task, self.name, key, canonical(value).decode()) for key, value in values.items()]
+            db.executemany("INSERT OR REPLACE INTO journal VALUES (?,?,?,?)", rows)
 
 
 def link(previous: str, body: str) -> str:
@@ -206,13 +224,23 @@ def _secret(path: Path, may_make: bool) -> bytes:
         if not may_make:
             fix = "restore it from your backup; without it stored releases cannot be found and would be charged again"
             raise StoreError(Problem("the secret key of this ledger is missing", str(path), fix=fix))
-        key = os.urandom(32)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        return _make_secret(path)
+
+
+def _make_secret(path: Path) -> bytes:
+    """A new key, whole or not there at all; of two processes that make one, the first wins."""
+    key = os.urandom(32)
+    descriptor, temporary = tempfile.mkstemp(prefix=".key-", dir=path.parent)  # readable by its owner only
+    try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(key)
             file.flush()
             os.fsync(file.fileno())
-        return key
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)
+    finally:
+        os.unlink(temporary)
+    return path.read_bytes()
 
 
 def _problem(path: Path, error: sqlite3.Error) -> StoreError:

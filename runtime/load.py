@@ -6,8 +6,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from osmotic.schemas.errors import ConfigError, Problem
 from osmotic.schemas.pipeline import Pipeline
 from osmotic.schemas.source import Key, Source, did_you_mean, parse, read, validate
@@ -53,7 +51,7 @@ def find(reference: str) -> Path:
         return path
     known = shipped()
     if reference not in known:
-        fix = did_you_mean(reference, known) + "; or give a path ending in .yaml"
+        fix = f"{did_you_mean(reference, known)}; or give a path ending in .yaml"
         raise ConfigError(Problem(f"no shipped pipeline is called {reference!r}", fix=fix))
     return known[reference]
 
@@ -61,8 +59,12 @@ def find(reference: str) -> Path:
 def load(reference: str, overrides: tuple[str, ...] = ()) -> Loaded:
     """Load by path or shipped name."""
     path = find(reference)
-    read(path)  # a missing or unreadable file is reported with its place
-    return load_text(path.read_text(encoding="utf-8-sig"), path.name, overrides, path.resolve().parent)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        read(path)  # says what is wrong and where
+        raise
+    return load_text(text, path.name, overrides, path.resolve().parent)
 
 
 def load_text(text: str, name: str, overrides: tuple[str, ...] = (), folder: Path | None = None) -> Loaded:
@@ -75,36 +77,55 @@ def load_text(text: str, name: str, overrides: tuple[str, ...] = (), folder: Pat
 
 
 def _apply(source: Overridden, option: str) -> None:
+    """Set one key of a parsed document: the value is YAML as in the file itself."""
     dotted, equals, text = option.partition("=")
-    if not equals or not dotted:
+    keys = dotted.split(".")
+    if not equals or not all(keys):
         raise ConfigError(Problem(f"--set {option}: write it as path.to.key=value"))
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(Problem(f"--set {option}: the value is not valid YAML", fix="quote it")) from error
-    keys: list[str | int] = [int(k) if k.isdigit() else k for k in dotted.split(".")]
+    value = _value(option, text)
     target = source.value
-    for i, key in enumerate(keys[:-1]):
-        target = _descend(target, key, option, keys[: i + 1])
-    last = keys[-1]
-    if isinstance(target, list) and isinstance(last, int) and last < len(target):
-        target[last] = value
-    elif isinstance(target, dict):
-        target[str(last)] = value
-    else:
-        raise ConfigError(Problem(f"--set {option}: nothing can be set there"))
-    source.options[tuple(keys)] = option
+    path: Key = ()
+    while True:
+        key, keys = _next(target, keys, option, path)
+        path = (*path, key)
+        if not keys:
+            break
+        if isinstance(target, dict) and target.get(key) is None:
+            target[key] = {}
+        target = target[key]
+    target[key] = value
+    source.options[path] = option
 
 
-def _descend(target: Any, key: str | int, option: str, so_far: list[str | int]) -> Any:
-    if isinstance(target, list) and isinstance(key, int) and key < len(target):
-        return target[key]
-    if isinstance(target, dict):
-        if str(key) in target:
-            if target[str(key)] is None:
-                target[str(key)] = {}
-            return target[str(key)]
-        if len(so_far) > 1 and so_far[-2] not in ("tasks", "models"):
-            return target.setdefault(str(key), {})
-    known = did_you_mean(str(key), target if isinstance(target, dict) else ())
-    raise ConfigError(Problem(f"--set {option}: there is no {'.'.join(map(str, so_far))}", fix=known))
+def _value(option: str, text: str) -> Any:
+    try:
+        found = parse(f"- {text}", "value").value
+    except ConfigError as error:
+        why = error.problems[0].what
+        raise ConfigError(Problem(f"--set {option}: the value is not valid YAML", why=why, fix="quote it")) from error
+    if not isinstance(found, list) or len(found) != 1:
+        raise ConfigError(Problem(f"--set {option}: give one value", fix="quote it"))
+    return found[0]
+
+
+def _next(target: Any, keys: list[str], option: str, path: Key) -> tuple[str | int, list[str]]:
+    """(the next key, the rest): a place in a list, or a key of a mapping, which may have dots in it."""
+    if isinstance(target, list):
+        if keys[0].isdigit() and int(keys[0]) < len(target):
+            return int(keys[0]), keys[1:]
+        raise _nothing(option, path, f"{keys[0]!r} is no place in a list of {len(target)}", "places count from 0")
+    if not isinstance(target, dict):
+        raise _nothing(option, path, f"{'.'.join(map(str, path))} is a value, not a mapping", "")
+    for cut in range(len(keys), 0, -1):
+        joined = ".".join(keys[:cut])
+        if joined in target:
+            return joined, keys[cut:]
+    fixed = not path or path[-1] in ("tasks", "models")  # these are not made by naming something inside them
+    if fixed and len(keys) > 1 and (path or keys[0] not in Pipeline.model_fields):
+        raise _nothing(option, path, f"there is no {keys[0]!r}", did_you_mean(keys[0], target))
+    return keys[0], keys[1:]
+
+
+def _nothing(option: str, path: Key, why: str, fix: str) -> ConfigError:
+    place = f" in {'.'.join(map(str, path))}" if path else ""
+    return ConfigError(Problem(f"--set {option}: nothing can be set there", why=f"{why}{place}", fix=fix))

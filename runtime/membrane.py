@@ -3,12 +3,15 @@
 never by what a plan claims; checks the bytes; writes the transcript before they leave.
 """
 
+import json
+
 from osmotic.plugins.contract import Records
 from osmotic.runtime.flow import granted
 from osmotic.runtime.graph import Edge
 from osmotic.runtime.ledger import now
+from osmotic.runtime.rules import check_claims, check_entries
 from osmotic.runtime.site import Ref, Site
-from osmotic.schemas.artifacts import KINDS
+from osmotic.schemas.artifacts import KINDS, canonical
 from osmotic.schemas.errors import MembraneError, Problem
 from osmotic.schemas.labels import Label
 from osmotic.schemas.messages import Envelope, unpack
@@ -19,14 +22,21 @@ def edge_id(edge: Edge, consumer: str) -> str:
     return f"{edge.producer}.{edge.port}->{consumer}"
 
 
-def outgoing(site: Site, consumer: str, producer: str, port: str) -> Edge:
-    """The edge of the accepted plan by which this site sends to a consumer; raises MembraneError when there is none."""
+def outgoing(site: Site, consumer: str, producer: str, port: str) -> list[Edge]:
+    """The edges of the accepted plan by which this site sends an artifact to a consumer (one for each input that takes it).
+
+    Raises MembraneError when there is none.
+    """
     graph, _ = site.need()
     instance = graph.instances.get(consumer)
-    for edge in instance.edges() if instance else ():
-        if (edge.producer, edge.port, edge.sender) == (producer, port, site.party) and edge.crossing:
-            return edge
-    raise MembraneError(Problem(f"the plan has no crossing {producer}.{port} -> {consumer} from {site.party}"))
+    found = [
+        edge
+        for edge in (instance.edges() if instance else ())
+        if (edge.producer, edge.port, edge.sender) == (producer, port, site.party) and edge.crossing
+    ]
+    if not found:
+        raise MembraneError(Problem(f"the plan has no crossing {producer}.{port} -> {consumer} from {site.party}"))
+    return found
 
 
 def send(site: Site, consumer: str, producer: str, port: str, have: str) -> tuple[str, bytes]:
@@ -34,14 +44,15 @@ def send(site: Site, consumer: str, producer: str, port: str, have: str) -> tupl
 
     Raises MembraneError before anything leaves when the label or the bytes may not cross.
     """
-    edge = outgoing(site, consumer, producer, port)
+    edges = outgoing(site, consumer, producer, port)
+    edge = edges[0]
     ref = site.results.get(producer, {}).get(port)
     if ref is None:
         raise MembraneError(Problem(f"{producer}.{port} has not been made"))
-    label = crossing_label(site, edge, ref)
+    label = Label.join(crossing_label(site, each, ref) for each in edges)
     identity = edge_id(edge, consumer)
-    known = site.ledger.query("SELECT digest FROM crossed WHERE edge=? AND direction='out'", (identity,))
-    if have == ref.digest and known and known[0][0] == ref.digest:
+    known = site.ledger.query("SELECT digest, label FROM crossed WHERE edge=? AND direction='out'", (identity,))
+    if have == ref.digest and known and known[0] == (ref.digest, canonical(label.to_json()).decode()):
         return ref.digest, b""
     files = site.store.files(ref.kind, ref.digest)
     _check_bytes(site, ref, label)
@@ -61,24 +72,8 @@ def crossing_label(site: Site, edge: Edge, ref: Ref) -> Label:
         if waiver is None:
             raise MembraneError(Problem(f"{edge.name}: private data may not leave {site.party}", why=why))
         label = label.exposed(site.party, edge.name, waiver.observers)
-    role = site.need()[0].role_of[edge.receiver]
-    for entry in label.of("exposed"):
-        if edge.receiver != entry.owner and role not in entry.observers:
-            raise MembraneError(Problem(f"{edge.name}: exposed data of {entry.owner} may not be seen by {role}"))
-    for entry in label.of("release"):
-        if entry.owner == site.party:
-            _check_release(site, edge, entry.ref)
+    check_entries(site, edge.name, edge.receiver, label)
     return label
-
-
-def _check_release(site: Site, edge: Edge, ref: str) -> None:
-    rows = site.ledger.query("SELECT void, dataset FROM release_sets WHERE ref=?", (ref,))
-    if not rows:
-        raise MembraneError(Problem(f"{edge.name}: no such release in the ledger of {site.party}"))
-    void, dataset = rows[0]
-    benchmark = dataset in site.policy.data and site.policy.data[dataset].purpose == "benchmark"
-    if void and not (site.policy.seeded and benchmark):
-        raise MembraneError(Problem(f"{edge.name}: the release is void ({void})", why=f"{site.party} does not allow it"))
 
 
 def _check_bytes(site: Site, ref: Ref, label: Label) -> None:
@@ -108,35 +103,35 @@ def receive(site: Site, blob: bytes) -> str:
     producer = graph.nodes[graph.instances[edge.producer].node]
     if envelope.kind != producer.component.outputs[edge.port].kind.kind:
         raise MembraneError(Problem(f"{edge.name}: an artifact of another kind arrived"))
+    check_claims(site, edge.name, envelope.label)
     KINDS[envelope.kind].from_files(envelope.files)
     digest = site.store.put_files(envelope.kind, envelope.files)
     ref = Ref(envelope.kind, digest, envelope.label)
     _record(site, envelope.edge, edge, ref, envelope.label, len(blob), "in")
-    site.received[(edge.name, edge.producer, edge.port)] = ref
+    for each in edges:
+        site.received[(each.name, each.producer, each.port)] = ref
     return digest
 
 
 def known(site: Site, consumer: str, producer: str, port: str) -> str:
     """The digest that this site last received over an edge, if it still holds it; else ''. Binds it for this run."""
-    instance = site.instance(consumer)
-    for edge in instance.edges():
-        if edge.crossing and (edge.producer, edge.port) == (producer, port):
-            sql = "SELECT digest, label FROM crossed WHERE edge=? AND direction='in'"
-            rows = site.ledger.query(sql, (edge_id(edge, consumer),))
-            kind = site.need()[0].nodes[site.need()[0].instances[producer].node].component.outputs[port].kind.kind
-            if rows and site.store.intact(kind, rows[0][0]):
-                import json
-
-                ref = Ref(kind, rows[0][0], Label.from_json(json.loads(rows[0][1])))
-                site.received[(edge.name, producer, port)] = ref
-                return ref.digest
-    return ""
+    instance, (graph, _) = site.instance(consumer), site.need()
+    edges = [e for e in instance.edges() if e.crossing and (e.producer, e.port) == (producer, port)]
+    if not edges:
+        return ""
+    sql = "SELECT digest, label FROM crossed WHERE edge=? AND direction='in'"
+    rows = site.ledger.query(sql, (edge_id(edges[0], consumer),))
+    kind = graph.nodes[graph.instances[producer].node].component.outputs[port].kind.kind
+    if not rows or not site.store.intact(kind, rows[0][0]):
+        return ""
+    ref = Ref(kind, rows[0][0], Label.from_json(json.loads(rows[0][1])))
+    for edge in edges:
+        site.received[(edge.name, producer, port)] = ref
+    return ref.digest
 
 
 def _record(site: Site, identity: str, edge: Edge, ref: Ref, label: Label, size: int, direction: str) -> None:
     """Write the crossing to the transcript: durable before the bytes leave (or right after they came)."""
-    from osmotic.schemas.artifacts import canonical
-
     with site.ledger.transaction() as db:
         body = {
             "time": now(), "edge": identity, "name": edge.name, "from": edge.sender, "to": edge.receiver, "direction": direction,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run would do, before it does: tasks and why they run, crossings with their labels, budget to be spent and left."""
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -95,8 +96,6 @@ def _crossings(graph: Graph, inferred: flow.Flow, sites: Mapping[str, Site]) -> 
 
 def _sizes(ledger: Ledger) -> dict[str, int]:
     """Bytes of every crossing as it last happened."""
-    import json
-
     found = {}
     for (body,) in ledger.query("SELECT body FROM crossings ORDER BY seq"):
         entry = json.loads(body)

@@ -3,12 +3,14 @@
 entry and cache; it is the only way out of a running component.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from osmotic.plugins.contract import Answer, Generation
 from osmotic.runtime.ledger import TaskJournal, now
+from osmotic.runtime.rules import check_entries
 from osmotic.schemas.artifacts import canonical
 from osmotic.schemas.errors import MembraneError, PeerError, Problem
 from osmotic.schemas.labels import Label
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 class RemoteModel:
     """Stands for a model at another party. Has `generate` and `log_likelihood`; a model's weights never come this way."""
 
-    def __init__(self, site: "Site", instance: "Instance", name: str, party: str, label: Label) -> None:
+    def __init__(self, site: "Site", instance: "Instance", name: str, party: str, label: Callable[[], Label]) -> None:
         self._site, self._instance, self._name, self._party, self._label = site, instance, name, party, label
         self._cache = TaskJournal(site.ledger, fingerprint(["port", name, site.model_key(name)]), "calls")
 
@@ -44,8 +46,7 @@ class RemoteModel:
                 asked[key] = item
         if asked:
             answers = self._send(method, list(asked.values()))
-            for key, answer in zip(asked, answers, strict=True):
-                self._cache.put(key, answer)
+            self._cache.put_all(dict(zip(asked, answers, strict=True)))
         return [self._cache.get(key) for key in keys]
 
     def _send(self, method: str, items: list[Any]) -> list[Any]:
@@ -59,8 +60,6 @@ class RemoteModel:
         reply, blob = site.outbound(self._party, header, payload)
         if "error" in reply:
             raise PeerError(Problem(f"{self._party} could not answer a call of the model {self._name!r}", why=reply["error"]["code"]))
-        import json
-
         answers = json.loads(blob)
         if len(answers) != len(items):
             raise PeerError(Problem(f"{self._party} sent {len(answers)} answers to {len(items)} questions"))
@@ -70,21 +69,27 @@ class RemoteModel:
     def _allowed(self) -> Label:
         """The label under which a call crosses: private data only towards an endpoint that the site trusts."""
         site = self._site
-        if self._label.of("raw"):
+        label = self._label()
+        if label.of("raw"):
             trusted = {self._name, self._party} & set(site.policy.endpoints)
             if not trusted:
                 what = f"{self._instance.id}: a call of the model {self._name!r} would carry private data to {self._party}"
                 fix = "sanitize first, or list the model under 'endpoints' in this site's policy"
                 raise MembraneError(Problem(what, fix=fix))
-            return self._label.exposed(site.party, f"model {self._name}", (self._party,))
-        return self._label
+            label = label.exposed(site.party, f"model {self._name}", (self._party,))
+        check_entries(site, f"model {self._name}", self._party, label)
+        return label
 
     def _record(self, method: str, payload: bytes, label: Label) -> None:
+        """Write the call to the transcript before it leaves; the account of the run counts it like any crossing."""
         site = self._site
+        edge, digest = f"{self._instance.id}=>{self._name}.{method}", fingerprint(payload.decode())
         body = {
-            "time": now(), "edge": f"{self._instance.id}=>{self._name}.{method}", "name": f"model {self._name}", "from": site.party,
-            "to": self._party, "direction": "out", "kind": "call", "digest": fingerprint(payload.decode()), "bytes": len(payload),
+            "time": now(), "edge": edge, "name": f"model {self._name}", "from": site.party,
+            "to": self._party, "direction": "out", "kind": "call", "digest": digest, "bytes": len(payload),
             "label": label.to_json(), "word": label.word,
         }  # fmt: skip
         with site.ledger.transaction() as db:
             site.ledger.append(db, "crossings", body)
+            values = (edge, digest, "out", canonical(label.to_json()).decode())
+            db.execute("INSERT OR REPLACE INTO crossed VALUES (?,?,?,?)", values)

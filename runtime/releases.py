@@ -14,18 +14,19 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from osmotic.plugins.certificate import card_key, certify, code_digest
-from osmotic.plugins.contract import Entropy, Mechanism, Records, config_type
+from osmotic.plugins.certificate import card_key, certify, code_digest, space_digest
+from osmotic.plugins.contract import Entropy, Mechanism, Records, Space, config_type
 from osmotic.plugins.entropy import SeededEntropy, SystemEntropy
 from osmotic.plugins.host import Registry
 from osmotic.plugins.spaces import indices, join, space_of, tokenize
 from osmotic.runtime.ledger import Ledger, now
-from osmotic.schemas.artifacts import canonical
+from osmotic.schemas.artifacts import canonical, digest_of
 from osmotic.schemas.errors import BudgetError, ConfigError, Problem, RefusedError
 from osmotic.schemas.guarantees import Card, Guarantee
 from osmotic.schemas.messages import fingerprint
 from osmotic.schemas.policy import SitePolicy
 from osmotic.schemas.records import RecordSchema
+from osmotic.schemas.source import did_you_mean
 
 
 @dataclass
@@ -78,15 +79,30 @@ class Releaser:
         name, config = split(mechanism)
         cls = self.registry.mechanism(name)
         code = code_digest(cls)
+        unknown = [f for f in fields if f not in schema.fields]
+        if unknown or not fields:
+            what = f"the records have no field {unknown[0]!r}" if unknown else "no field to release"
+            raise ConfigError(Problem(what, path="fields", fix=did_you_mean(unknown[0] if unknown else "", schema.fields)))
         built = [cls(mechanism_config(self.registry, name, config), space_of(f, schema.fields[f], base)) for f in fields]
+        for made in built:
+            self._allow_table(made.space)
         claims = [made.guarantee() for made in built]
         allowed(self.policy, name, code, max(claim.epsilon for claim in claims))
-        missing = [field for field, made in zip(fields, built, strict=True) if not self._card(made, certified)]
+        missing = [f for f, made, claim in zip(fields, built, claims, strict=True) if not self._card(made, claim, certified)]
         texts = [schema.fields[f].text for f in fields]
         identity = fingerprint([list(fields), [card_key(made) for made in built]])
         return Prepared(tuple(fields), built, claims, texts, identity, code, missing)
 
-    def _card(self, mechanism: Mechanism[Any], make: bool) -> bool:
+    def _allow_table(self, space: Space) -> None:
+        """Raise RefusedError for a table of vectors or tokens that the site does not list."""
+        if "*" in self.policy.tables or (space.vectors is None and not space.unknown):
+            return
+        digest = space_digest(space)
+        if not any(allowed and digest.startswith(allowed) for allowed in self.policy.tables):
+            what = f"this site does not allow the table of {space.name!r}"
+            raise RefusedError(Problem(what, why=f"its digest is {digest[:16]}", fix="list it under 'tables' in the site's policy"))
+
+    def _card(self, mechanism: Mechanism[Any], claim: Guarantee, make: bool) -> bool:
         """Whether there is a card (made now if `make`); raises RefusedError when it does not allow a release here."""
         key = card_key(mechanism)
         rows = self.ledger.query("SELECT body FROM cards WHERE key=?", (key,))
@@ -96,6 +112,12 @@ class Releaser:
         if not rows:
             with self.ledger.transaction() as db:
                 db.execute("INSERT OR REPLACE INTO cards VALUES (?,?)", (key, card.model_dump_json()))
+        if card.declared != claim:
+            why = f"certified as {card.declared}, now it says {claim}"
+            raise RefusedError(Problem(f"the mechanism {card.mechanism!r} does not say the same twice", why=why))
+        if set(card.cleartext) - set(self.policy.cleartext):
+            what = f"the mechanism {card.mechanism!r} lets classes of input pass unchanged: {', '.join(card.cleartext)}"
+            raise RefusedError(Problem(what, fix="list them under 'cleartext' in this site's policy"))
         if not card.holds and card.declared.mechanism_class == "certified":
             why = f"claimed epsilon {card.declared.epsilon:g}, computed {card.epsilon_true:.4g}"
             raise RefusedError(Problem(f"the mechanism {card.mechanism!r} does not hold what it claims", why=why))
@@ -107,23 +129,25 @@ class Releaser:
 
     def release(
         self, records: Records, prepared: Prepared, dataset: str, noise_seed: int | None
-    ) -> tuple[Records, Records]:
-        """(released, key): see `Context.release`. Everything is durable when this returns."""
+    ) -> tuple[Records, Records, str]:
+        """(released, key, reference of the set): see `Context.release`. Everything is durable when this returns."""
         wanted = [self._identify(row, prepared, dataset, noise_seed) for row in records]
         found = self._stored(prepared.parameters)
         new = [(row, lookup, document) for row, (lookup, document) in zip(records, wanted, strict=True) if lookup not in found]
         drawn = self._draw(new, prepared, noise_seed)
         released, key = [], []
         with self.ledger.transaction() as db:
-            self._store(db, drawn, prepared, dataset)
+            if drawn:  # another process may have released some of them meanwhile: what was first stays
+                found = self._stored(prepared.parameters)
+            self._store(db, {k: v for k, v in drawn.items() if k not in found}, prepared, dataset)
             for row, (lookup, _) in zip(records, wanted, strict=True):
                 identity, payload = found.get(lookup) or drawn[lookup][:2]
                 released.append({"id": identity, **payload})
                 key.append({"released": identity, "id": row["id"]})
             released.sort(key=lambda r: r["id"])
             result = Records(released)
-            self._register(db, result, prepared, dataset, [lookup for lookup, _ in wanted], noise_seed)
-        return result, Records(sorted(key, key=lambda r: r["released"]))
+            ref = self._register(db, result, prepared, dataset, [lookup for lookup, _ in wanted], noise_seed)
+        return result, Records(sorted(key, key=lambda r: r["released"])), ref
 
     def blind(self, records: Records, fields: Sequence[str], dataset: str, noise_seed: int | None) -> tuple[Records, Records]:
         """Fresh random ids and order, values unchanged: nothing is protected, but ids do not cross."""
@@ -193,7 +217,7 @@ class Releaser:
             db.execute("INSERT INTO releases VALUES (?,?,?,?,?,?,?)", values)
             body = {
                 "time": now(), "dataset": dataset, "document": document, "release": lookup, "epsilon": epsilon,
-                "unit": "document", "mechanism": prepared.mechanisms[0].name, "class": prepared.mechanism_class,
+                "id": identity, "payload": fingerprint(payload), "unit": "document", "mechanism": prepared.mechanisms[0].name, "class": prepared.mechanism_class,
                 "parameters": prepared.parameters,
             }  # fmt: skip
             self.ledger.append(db, "charges", body)
@@ -207,10 +231,8 @@ class Releaser:
 
     def _register(
         self, db: Any, result: Records, prepared: Prepared, dataset: str, lookups: list[str], noise_seed: int | None
-    ) -> None:
-        """Remember the set that is about to be used, so that the membrane knows its bytes again."""
-        from osmotic.schemas.artifacts import digest_of
-
+    ) -> str:
+        """Remember the set that is about to be used, so that the membrane knows its bytes again; returns its reference."""
         digest = digest_of(result.kind, result.to_files())
         ref = fingerprint([prepared.parameters, digest])
         rows = {}
@@ -226,6 +248,7 @@ class Releaser:
             "INSERT OR REPLACE INTO release_sets VALUES (?,?,?,?,?,?,?,?,?)", (*values, prepared.detail(most), void, len(rows))
         )
         db.executemany("INSERT OR IGNORE INTO members VALUES (?,?)", [(ref, lookup) for lookup in rows])
+        return ref
 
 
 def split(mechanism: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -5,7 +5,9 @@ Every transport carries exactly these. Results tell no more than the coordinator
 a digest of private data, never an error text (those go to the site's own log and, on one machine, to its console).
 """
 
+import contextlib
 import json
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -55,7 +57,7 @@ class Service:
             self._log(header, str(error))
             problems = [asdict(p) for p in error.problems] if self.local else []
             return {"error": {"code": str(error.code), "exit": error.exit_code, "problems": problems}}, b""
-        except Exception as error:  # noqa: BLE001 - a component is a stranger's code; the site must go on and say so
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a component is a stranger's code; the site must go on and say so
             self._log(header, f"{type(error).__name__}: {error}", trace=True)
             why = f"{type(error).__name__}: {error}" if self.local else ""
             log = self.site.ledger.folder / "errors.log"
@@ -65,9 +67,7 @@ class Service:
 
     def _log(self, header: Header, text: str, trace: bool = False) -> None:
         """Details stay at the site, in its own log."""
-        import traceback
-
-        with (self.site.ledger.folder / "errors.log").open("a", encoding="utf-8", errors="replace") as file:
+        with contextlib.suppress(OSError), (self.site.ledger.folder / "errors.log").open("a", encoding="utf-8", errors="replace") as file:
             file.write(f"{now()} {header.get('op')} {header.get('id', '')}\n{text}\n")
             if trace:
                 file.write(traceback.format_exc())

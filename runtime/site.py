@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from osmotic.plugins.contract import Artifact, Gathered
+from osmotic.plugins.contract import Artifact, Gathered, Records
 from osmotic.plugins.host import Registry
 from osmotic.runtime import flow
 from osmotic.runtime.checks import Configs, build_model, datasets_of, model_fields, site_problems
@@ -53,8 +53,8 @@ class Site:
         self, party: str, folder: Path, policy: SitePolicy, base: Path, registry: Registry, passing: bool = False
     ) -> None:
         self.party, self.policy, self.registry = party, policy, registry
-        self.store = Store(folder / "store", passing)
         self.ledger = Ledger(folder, passing)
+        self.store = Store(folder / "store", passing)
         self.datasets = Datasets(policy, base, party)
         self.releaser = Releaser(self.ledger, registry, policy)
         self.graph: Graph | None = None
@@ -201,7 +201,7 @@ class Site:
             self._model_keys[name] = made
         return self._model_keys[name]
 
-    def model(self, name: str, instance: Instance) -> Any:
+    def model(self, name: str, instance: Instance, label: Callable[[], Label] | None = None) -> Any:
         """A model of the pipeline: itself when it is at this role, else a port."""
         graph, _ = self.need()
         spec = graph.pipeline.models[name]
@@ -209,7 +209,8 @@ class Site:
             if name not in self._models:
                 self._models[name] = build_model(self.registry, graph, name).build()
             return self._models[name]
-        return RemoteModel(self, instance, name, graph.pipeline.parties[spec.at][0], self.label_in(instance))
+        seen = label or (lambda: self.label_in(instance))
+        return RemoteModel(self, instance, name, graph.pipeline.parties[spec.at][0], seen)
 
     def label_in(self, instance: Instance) -> Label:
         """The join of an instance's input labels."""
@@ -222,33 +223,39 @@ class Site:
         if facts is None:
             return None, "", "waits for its inputs"
         key = key_of(facts)
+        refs, reason = self._finished(identity, key, facts)
+        return refs, key, reason
+
+    def _finished(self, identity: str, key: str, facts: dict[str, Any]) -> tuple[dict[str, Ref] | None, str]:
+        """(outputs if finished before and intact, why it must run)."""
         stored = self.ledger.finished(key)
-        bound = self.ledger.bound(identity)
         if stored is None:
-            return None, key, why(bound[1] if bound else None, facts)
+            bound = self.ledger.bound(identity)
+            return None, why(bound[1] if bound else None, facts)
         refs = {port: Ref.from_json(value) for port, value in stored.items()}
         if not all(self.store.intact(ref.kind, ref.digest) for ref in refs.values()):
             self.ledger.forget(key)
-            return None, key, "a stored artifact was damaged"
-        return refs, key, "cached"
+            return None, "a stored artifact was damaged"
+        return refs, "cached"
 
     def run(self, identity: str) -> tuple[bool, float]:
         """Run one instance (or find it finished): (cached, seconds). Raises OsmoticError."""
         instance = self.instance(identity)
-        refs, key, _ = self.lookup(identity)
-        if not key:
+        facts = self.facts(instance)
+        if facts is None:
             raise RefusedError(Problem(f"{identity}: an input has not arrived"))
-        seconds = 0.0
+        key, seconds = key_of(facts), 0.0
+        refs, _ = self._finished(identity, key, facts)
         cached = refs is not None
         if refs is None:
             start = time.perf_counter()
             refs = self._execute(instance, key)
             seconds = time.perf_counter() - start
-            self.ledger.finish(key, {port: ref.to_json() for port, ref in refs.items()}, seconds)
+            outputs = {port: ref.to_json() for port, ref in refs.items()}
+            self.ledger.finish(key, outputs, seconds, identity, facts)
             self.store.clear_scratch(key)
-        bound = self.ledger.bound(identity)
-        if bound is None or bound[0] != key:
-            self.ledger.bind(identity, key, self.facts(instance) or {})
+        elif (bound := self.ledger.bound(identity)) is None or bound[0] != key:
+            self.ledger.bind(identity, key, facts)
         self.results[identity] = refs
         return cached, seconds
 
@@ -258,7 +265,8 @@ class Site:
         instance, before = self.instance(identity), self.instance(earlier)
         same = (instance.node, instance.cell, instance.each) == (before.node, before.cell, before.each)
         repeat = graph.nodes[instance.node].repeat
-        if not same or repeat is None or repeat.until is None or (instance.round or 0) != (before.round or 0) + 1:
+        made = earlier in self.results
+        if not made or not same or repeat is None or repeat.until is None or (instance.round or 0) != (before.round or 0) + 1:
             raise RefusedError(Problem(f"{identity} cannot stand for {earlier}"))
         self.results[identity] = self.results[earlier]
 
@@ -270,13 +278,22 @@ class Site:
         context = SiteContext(
             party=self.party, task=instance.id, key=key, seed=self.seed_of(instance), noise_seed=graph.pipeline.noise_seed,
             label=label, lineage=datasets_of(graph, configs, instance), datasets=self.datasets, releaser=self.releaser,
-            ledger=self.ledger, store=self.store, models=lambda name: self.model(name, instance),
+            ledger=self.ledger, store=self.store, models=lambda name, label: self.model(name, instance, label),
+            documents=lambda dataset: self._documents(instance, dataset),
             progress=lambda done, total, note: self.progress(instance.id, done, total, note),
         )  # fmt: skip
         arguments = {port: self._argument(value) for port, value in instance.inputs.items()}
         outputs = dict(component.run(context, **arguments))
         self._check_outputs(instance, outputs)
-        return {port: self._keep(instance, port, artifact, label) for port, artifact in outputs.items()}
+        return {port: self._keep(instance, port, artifact, context) for port, artifact in outputs.items()}
+
+    def _documents(self, instance: Instance, dataset: str) -> set[str]:
+        """Ids of all records of a data set: those of the inputs that come as they were loaded, else those of its file."""
+        graph, _ = self.need()
+        raw = [(edge, ref) for edge in instance.edges() if (ref := self.find(edge)) is not None and ref.label.of("raw")]
+        loaded = all(_is_source(graph, edge) for edge, _ in raw)
+        tables = [self.store.get(ref.kind, ref.digest) for _, ref in raw] if raw and loaded else [self.datasets.load(dataset)[0]]
+        return {row["id"] for table in tables if isinstance(table, Records) for row in table}
 
     def _argument(self, value: Edge | tuple[Edge, ...]) -> Any:
         if isinstance(value, Edge):
@@ -299,25 +316,32 @@ class Site:
                 what = f"{instance.id}: output {port!r} is a {type(artifact).__name__}, declared is {declared[port].kind.__name__}"
                 raise ComponentError(Problem(what))
 
-    def _keep(self, instance: Instance, port: str, artifact: Artifact, joined: Label) -> Ref:
+    def _keep(self, instance: Instance, port: str, artifact: Artifact, context: SiteContext) -> Ref:
         """Store an output; its label is computed here, never taken from the component or the plan."""
         graph, configs = self.need()
         digest = self.store.put(artifact)
         out = graph.nodes[instance.node].component.outputs[port]
-        label = joined
+        label = context.label
         if out.label == "source":
-            label = joined | flow.source_label(self.party, configs.of(instance).data, {self.party: self.policy})
+            label |= flow.source_label(self.party, configs.of(instance).data, {self.party: self.policy})
         elif out.label == "release":
-            label = self._minted(digest, joined)
+            label = self._minted(context.made.get(digest), label)
         return Ref(artifact.kind, digest, label)
 
-    def _minted(self, digest: str, joined: Label) -> Label:
-        """The label of a release port: a release only if these very bytes were released and charged."""
-        rows = self.ledger.query("SELECT ref FROM release_sets WHERE digest=?", (digest,))
-        if not rows:
+    def _minted(self, ref: str | None, joined: Label) -> Label:
+        """The label of a release port: a release only if this very task released and charged these very bytes.
+
+        Bytes that an earlier task released are not enough: which of several earlier releases it is would be a private choice.
+        """
+        if ref is None or not flow.raw_entries(joined, self.party):
             return joined
         kept = {e for e in joined.entries if e.source != "raw" or e.owner != self.party}
-        return Label(frozenset(kept)) | (released(self.party, rows[0][0]) if flow.raw_entries(joined, self.party) else Label())
+        return Label(frozenset(kept)) | released(self.party, ref)
+
+
+def _is_source(graph: Graph, edge: Edge) -> bool:
+    component = graph.nodes[graph.instances[edge.producer].node].component
+    return bool(component.outputs[edge.port].label == "source")
 
 
 def _use_threads(count: int) -> None:

@@ -54,7 +54,7 @@ class Store:
         """Write the files of an artifact, all or nothing; returns the digest."""
         digest = digest_of(kind, files)
         target = self.path(digest)
-        if target.is_dir():
+        if target.is_dir() and self.intact(kind, digest):
             return digest
         with disk(self.folder):
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ class Store:
         """Read and check the files; raises StoreError naming the artifact when it is missing or damaged."""
         folder = self.path(digest)
         with disk(folder):
-            files = {p.name: p.read_bytes() for p in sorted(folder.iterdir())} if folder.is_dir() else {}
+            files = {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file()} if folder.is_dir() else {}
         if digest_of(kind, files) != digest:
             self.discard(digest)
             fix = "it was set aside; run again and it is made anew"
@@ -95,10 +95,11 @@ class Store:
     def discard(self, digest: str) -> None:
         """Set a damaged artifact aside, so that it is made anew."""
         folder = self.path(digest)
-        if folder.is_dir():
-            aside = self.folder / "damaged"
-            aside.mkdir(exist_ok=True)
-            folder.rename(aside / f"{digest}-{len(list(aside.iterdir()))}")
+        aside = self.folder / "damaged"
+        with disk(aside):
+            if folder.is_dir():
+                aside.mkdir(exist_ok=True)
+                folder.rename(aside / f"{digest}-{len(list(aside.iterdir()))}")
 
     def scratch(self, key: str) -> Path:
         """A task's own folder for checkpoints."""

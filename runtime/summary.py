@@ -52,7 +52,9 @@ def rows_of(graph: Graph) -> dict[str, list[Instance]]:
 
 
 def _edges(graph: Graph, ids: "list[str] | set[str]") -> list[str]:
-    return [edge_id(e, i) for i in sorted(ids) for e in graph.instances[i].edges() if e.crossing]
+    """Crossings into these instances, and (``ID=>``) their model calls."""
+    edges = [edge_id(e, i) for i in sorted(ids) for e in graph.instances[i].edges() if e.crossing]
+    return edges + [f"{i}=>" for i in sorted(ids)]
 
 
 def account(graph: Graph, transport: Transport, edges: list[str]) -> list[dict[str, Any]]:

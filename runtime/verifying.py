@@ -8,7 +8,9 @@ from typing import Any
 from osmotic.runtime.accounts import summary
 from osmotic.runtime.ledger import Ledger
 from osmotic.runtime.policies import Policies, open_site
+from osmotic.schemas.artifacts import canonical
 from osmotic.schemas.errors import DataError, Problem
+from osmotic.schemas.messages import fingerprint
 from osmotic.schemas.policy import SitePolicy
 
 
@@ -48,20 +50,22 @@ def summary_of(home: Path) -> dict[str, Any]:
 
 def verify(home: Path) -> dict[str, Any]:
     """Chains, charges against releases, both ends of every crossing. {parties, problems}."""
-    parties, problems, ends = [], [], {}
+    parties, problems = [], []
+    ends: dict[str, dict[str, set[tuple[str, bytes]]]] = {}
     for party in parties_of(home):
         ledger = Ledger(home / "parties" / party)
         problems += [f"{party}: {text}" for text in ledger.chain_problems() + _charge_problems(ledger)]
         crossings = [json.loads(body) for (body,) in ledger.query("SELECT body FROM crossings ORDER BY seq")]
         for entry in crossings:
             if entry["to"] != "report" and entry["kind"] != "call":
-                ends.setdefault(entry["edge"], {})[entry["direction"]] = entry["digest"]
+                sides = ends.setdefault(entry["edge"], {"in": set(), "out": set()})
+                sides[entry["direction"]].add((entry["digest"], canonical(entry["label"])))
         counts = ledger.query("SELECT COUNT(*) FROM charges")[0][0]
         heads = {table: ledger.head(table)[:12] for table in ("charges", "crossings")}
         parties.append({"party": party, "charges": counts, "crossings": len(crossings), "heads": heads})
         ledger.close()
     for edge, found in sorted(ends.items()):
-        if "in" in found and found.get("out") != found["in"]:
+        if found["in"] - found["out"]:
             problems.append(f"{edge}: what arrived is not what the sender's transcript says")
     return {"parties": parties, "problems": problems}
 
@@ -69,15 +73,19 @@ def verify(home: Path) -> dict[str, Any]:
 def _charge_problems(ledger: Ledger) -> list[str]:
     """Every release has exactly one charge of its epsilon, and every charge its release."""
     charged: dict[str, float] = {}
+    content: dict[str, tuple[str, str]] = {}
     twice: list[str] = []
     for (body,) in ledger.query("SELECT body FROM charges ORDER BY seq"):
         entry = json.loads(body)
         if entry["release"] in charged:
             twice.append(entry["release"])
         charged[entry["release"]] = entry["epsilon"]
-    stored = dict(ledger.query("SELECT lookup, epsilon FROM releases"))
+        content[entry["release"]] = (entry["id"], entry["payload"])
+    rows = ledger.query("SELECT lookup, epsilon, id, payload FROM releases")
+    stored = {lookup: epsilon for lookup, epsilon, _, _ in rows}
     problems = [f"release {r[:12]} was charged twice" for r in twice]
     problems += [f"release {r[:12]} has no charge" for r in stored if r not in charged]
     problems += [f"charge of {r[:12]} has no release" for r in charged if r not in stored]
     problems += [f"release {r[:12]}: charge and release differ" for r, e in stored.items() if charged.get(r, e) != e]
-    return problems
+    changed = [r for r, _, i, text in rows if r in content and content[r] != (i, fingerprint(json.loads(text)))]
+    return problems + [f"release {r[:12]} is not what was charged" for r in changed]

@@ -5,8 +5,11 @@ import base64
 import copy
 import hashlib
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
-from itertools import combinations
+from itertools import combinations, pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -121,13 +124,15 @@ def summary() -> dict[str, Any]:
     against = [("local", 0.245, 0.198, 0.291), ("sanitized", 0.292, 0.247, 0.338), ("clean", 0.341, -0.004, 0.383)]
     return copy.deepcopy(
         {
-            "pipeline": "fedcot", "description": "Rationales for a small model, from a large one that sees sanitized prompts only.",
+            "pipeline": "fedcot",
+            "description": "Rationales for a small model, from a large one that sees sanitized prompts only.",
             "guarantee": {
                 "line": line + "Rows that stay protected: zero_shot, local, sanitized.", "parties": parties,
                 "rows": {arm: [account("north", "nothing crosses", 0.0, [])] for arm in ARMS},
             },
             "table": {
-                "axis": "arm", "columns": [{"metric": "accuracy", "title": "Accuracy"}, {"metric": "kept", "title": "Rationales kept"}],
+                "axis": "arm",
+                "columns": [{"metric": "accuracy", "title": "Accuracy"}, {"metric": "kept", "title": "Rationales kept"}],
                 "rows": [row(arm) for arm in ARMS], "withheld": [], "baseline": "zero_shot",
                 "comparisons": [
                     {"row": r, "against": "zero_shot", "metric": "accuracy", "difference": d, "low": low, "high": high}
@@ -139,11 +144,14 @@ def summary() -> dict[str, Any]:
                 {
                     "title": "Sanitized prompts", "task": "sanitized[arm=sanitized,seed=0]@north", "withheld": "",
                     "rows": [
-                        {"id": "n-0001", "text": "patient mara from dunmore, seen on 4 may, reports a dry cough after dust exposure.", "label": 2},
-                        {"id": "n-0002", "text": "patient ivo from selby, seen on 9 june, reports blurred vision.", "choices": ["eye", "lung"]},
+                        {"id": "n-0001", "text": "mara from dunmore, seen on 4 may, reports a dry cough.", "label": 2},
+                        {"id": "n-0002", "text": "ivo from selby, on 9 june, has blurred vision.", "choices": ["eye", "lung"]},
                     ],
                 },
-                {"title": "Raw records", "task": "records@north", "withheld": "samples of records@north stay at north", "rows": []},
+                {
+                    "title": "Raw records", "task": "records@north", "rows": [],
+                    "withheld": "samples of records@north stay at north",
+                },
             ],
             "outcome": {
                 "tasks": 155, "ran": 120, "cached": 35, "seconds": 754.2, "stopped": {"rounds {'arm': 'local'}": 2},
@@ -155,8 +163,9 @@ def summary() -> dict[str, Any]:
                     "party": party, "charges": 2400, "head": "9f" * 32,
                     "datasets": [
                         {
-                            "dataset": "clinic", "documents": 400, "epsilon_largest": 24.0, "epsilon_mean": 23.4, "unit": "document",
-                            "cap": 32.0, "left": 8.0, "releases": [{"class": "certified", "detail": "6 fields x 4", "void": ""}],
+                            "dataset": "clinic", "documents": 400, "epsilon_largest": 24.0, "epsilon_mean": 23.4,
+                            "unit": "document", "cap": 32.0, "left": 8.0,
+                            "releases": [{"class": "certified", "detail": "6 fields x 4", "void": ""}],
                         }
                     ],
                 }
@@ -169,8 +178,6 @@ def summary() -> dict[str, Any]:
 class Page(HTMLParser):
     """Tags, attributes and text as a browser would see them; unbalanced markup is an error."""
 
-    VOID = ("meta", "path", "rect", "circle")
-
     def __init__(self, page: str) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
@@ -182,7 +189,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
+        if tag != "meta":
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -233,6 +240,28 @@ def test_nothing_is_loaded_and_the_policy_forbids_it(summary: dict[str, Any]) ->
     assert policy == f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
 
 
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("hostile", [False, True])
+def test_a_browser_opens_it_from_a_file_without_complaint(summary: dict[str, Any], tmp_path: Path, hostile: bool) -> None:
+    file = tmp_path / "report.html"
+    file.write_text(render(poisoned(summary) if hostile else summary), "utf-8")
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--enable-logging=stderr",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
+    done = subprocess.run(
+        [str(BROWSER), *flags, "--dump-dom", file.as_uri()], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "CONSOLE" not in done.stderr  # a load or a style that the page's policy refuses would be told there
+    assert "<svg" in done.stdout and "<script" not in done.stdout.replace("&lt;", "")
+
+
 def poisoned(value: Any) -> Any:
     """Every text of the summary with markup in it, and the keys that come from pipelines, records and machines."""
     free = {"seeds", "cells", "versions", "times", "stopped"}
@@ -244,7 +273,7 @@ def poisoned(value: Any) -> Any:
         return value
     return {
         k: {poisoned(x): poisoned(y) for x, y in v.items()} if k in free and isinstance(v, dict)
-        else [{poisoned(x): poisoned(y) for x, y in r.items()} for r in v] if k == "rows" and "withheld" in value and "task" in value
+        else [{poisoned(x): poisoned(y) for x, y in r.items()} for r in v] if k == "rows" and "task" in value
         else poisoned(v)
         for k, v in value.items()
     }  # fmt: skip
@@ -268,6 +297,7 @@ def test_results_show_means_seeds_intervals_and_their_meaning(summary: dict[str,
     assert 'class="gap clear">+0.292' in page and 'class="gap">+0.341' in page
     assert "over test records, not over seeds" in words
     assert page.index('<tr class="apart"><th scope="row">clean') > page.index('<th scope="row">sanitized')
+    assert "sanitized Accuracy south 0: 0.690, 1: 0.702, 2: 0.714" in words
     assert words.count("3 parties: north, south, west") == 1
     assert page.count('class="dot"') == 2 * 4 * 3 and page.count('class="bar"') == 8
 
@@ -316,7 +346,8 @@ def test_the_ledger_stands_by_party(summary: dict[str, Any]) -> None:
 
 def test_a_run_with_nothing_to_show() -> None:
     empty = {
-        "pipeline": "p", "description": "", "guarantee": {"line": "Guarantee of this run: nothing crosses.", "parties": [], "rows": {}},
+        "pipeline": "p", "description": "",
+        "guarantee": {"line": "Guarantee of this run: nothing crosses.", "parties": [], "rows": {}},
         "table": {"axis": "arm", "columns": [], "rows": [], "withheld": ["north"], "baseline": "", "comparisons": []},
         "graph": {"nodes": [], "edges": []}, "crossings": [], "samples": [], "versions": {},
         "outcome": {"tasks": 0, "ran": 0, "cached": 0, "seconds": 0.0, "stopped": {}, "times": {}},
@@ -336,7 +367,7 @@ def segments(d: str) -> list[tuple[float, float, float, float]]:
     for kind in kinds:
         points.append((kind, numbers[at + (kind == "Q")]))
         at += 2 if kind == "Q" else 1
-    return [(*a[1], *b[1]) for a, b in zip(points, points[1:], strict=False) if b[0] == "L"]
+    return [(*a[1], *b[1]) for a, b in pairwise(points) if b[0] == "L"]
 
 
 def random_graph(seed: int, size: int, roles: tuple[str, ...]) -> dict[str, Any]:
@@ -365,7 +396,7 @@ def test_lines_keep_clear_of_tasks_and_of_one_another(seed: int, size: int, role
     drawn = [(line, s) for line in made.lines for s in segments(line["d"])]
     for _, (x1, y1, x2, y2) in drawn:
         assert x1 == pytest.approx(x2, abs=0.01) or y1 == pytest.approx(y2, abs=0.01)
-        assert 0 <= min(x1, x2) and max(x1, x2) <= made.width and 0 <= min(y1, y2) and max(y1, y2) <= made.height
+        assert min(x1, x2, y1, y2) >= 0 and max(x1, x2) <= made.width and max(y1, y2) <= made.height
         for n in made.nodes:
             inside = (
                 max(x1, x2) > n["x"]

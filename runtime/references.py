@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tasks of a pipeline as nodes: components, ports, what their inputs refer to, which axes they span.
+
+Problems are collected and raised together, each with its place.
+"""
+
+from collections.abc import Iterator
+
+from osmotic.plugins.contract import Metrics, Records, input_ports
+from osmotic.plugins.host import Registry
+from osmotic.runtime.load import Loaded
+from osmotic.runtime.nodes import Node, Reference, all_patches, axes_in, placeholders, word
+from osmotic.schemas.errors import ConfigError, Problem
+from osmotic.schemas.pipeline import InputSpec, Repeat, RepeatSpec, TaskSpec
+from osmotic.schemas.source import Key, did_you_mean
+
+
+class Builder:
+    """Makes the nodes of one pipeline."""
+
+    def __init__(self, loaded: Loaded, registry: Registry) -> None:
+        self.source, self.pipeline, self.registry = loaded.source, loaded.pipeline, registry
+        self.problems: list[Problem] = []
+        self.table: dict[str, Node] = {}
+        self.carries: dict[tuple[str, str], Reference] = {}
+
+    def nodes(self) -> dict[str, Node]:
+        """Task name (``loop.task`` inside a repeat) -> node. Raises ConfigError with every problem."""
+        self._values()
+        for name, spec in self.pipeline.tasks.items():
+            if isinstance(spec, RepeatSpec):
+                for inner, task in spec.tasks.items():
+                    self._add(f"{name}.{inner}", task, ("tasks", name, "tasks", inner), name, spec.repeat)
+            else:
+                self._add(name, spec, ("tasks", name), None, None)
+        self._stop()
+        for name, spec in self.pipeline.tasks.items():
+            if isinstance(spec, RepeatSpec):
+                self._repeat(name, spec)
+        for node in self.table.values():
+            self._references(node)
+        self._report()
+        self._stop()
+        self._axes()
+        self._cycles()
+        self._stop()
+        return self.table
+
+    # ---- tasks one by one ----
+
+    def _values(self) -> None:
+        """Values of an axis must look different: they are part of identities."""
+        for axis, values in self.pipeline.matrix.items():
+            words = [word(v) for v in values]
+            twice = sorted({w for w in words if words.count(w) > 1})
+            if twice:
+                self._problem(("matrix", axis), f"the value {twice[0]!r} stands twice")
+
+    def _add(self, name: str, spec: TaskSpec, path: Key, group: str | None, repeat: Repeat | None) -> None:
+        parties = self.pipeline.parties
+        if spec.at not in parties:
+            self._problem((*path, "at"), f"unknown role {spec.at!r}", did_you_mean(spec.at, parties))
+        elif spec.each and len(parties[spec.at]) > 1:
+            self._problem((*path, "each"), "'each: party' is for a role with a single party")
+        self._axes_named(spec, path)
+        self._placeholders(spec, path)
+        try:
+            component = self.registry.component(spec.component)
+        except ConfigError as error:
+            first = error.problems[0]
+            self._problem((*path, "component"), first.what, first.fix, first.why)
+            return
+        self.table[name] = Node(name, spec, path, group, repeat, component, input_ports(component))
+
+    def _axes_named(self, spec: TaskSpec, path: Key) -> None:
+        matrix = self.pipeline.matrix
+        for i, axis in enumerate(spec.matrix):
+            if axis not in matrix:
+                self._problem((*path, "matrix", i), f"unknown axis {axis!r}", did_you_mean(axis, matrix))
+        for axis, values in spec.vary.items():
+            if axis not in matrix:
+                self._problem((*path, "vary", axis), f"unknown axis {axis!r}", did_you_mean(axis, matrix))
+                continue
+            known = [word(v) for v in matrix[axis]]
+            for value in values:
+                if value not in known:
+                    what = f"the axis {axis!r} has no value {value!r}"
+                    self._problem((*path, "vary", axis, value), what, did_you_mean(value, known))
+
+    def _placeholders(self, spec: TaskSpec, path: Key) -> None:
+        tables = {"matrix": ("axis", list(self.pipeline.matrix)), "text": ("text", list(self.pipeline.text))}
+        configs = [((), spec.config), *((below, patch.config) for below, patch in all_patches(spec))]
+        for below, config in configs:
+            for inner, kind, name, alone in placeholders(config):
+                where: Key = (*path, *below, "config", *inner)
+                if kind not in tables:
+                    self._problem(where, f"unknown '${{{kind}.{name}}}'", "there are ${matrix.AXIS} and ${text.NAME}")
+                elif not alone:
+                    self._problem(where, f"'${{{kind}.{name}}}' must be the whole value", "put the whole text under 'text'")
+                elif name not in tables[kind][1]:
+                    self._problem(where, f"unknown {tables[kind][0]} {name!r}", did_you_mean(name, tables[kind][1]))
+
+    # ---- references ----
+
+    def _repeat(self, name: str, spec: RepeatSpec) -> None:
+        """Carried values come from inside the repeat, start with something before it; 'until' looks inside."""
+        for key, carry in spec.repeat.carry.items():
+            where: Key = ("tasks", name, "repeat", "carry", key)
+            found = self._resolve(carry.source, name, (*where, "from"), carries=False)
+            if found and self.table[found.node].group != name:
+                what = "a carried value comes from a task inside the repeat"
+                self._problem((*where, "from"), what, f"tasks: {', '.join(spec.tasks)}")
+            start = self._resolve(carry.start, name, (*where, "start"), carries=False) if carry.start else None
+            if start and self.table[start.node].group == name:
+                self._problem((*where, "start"), "what is carried first must come from before the repeat")
+            if found:
+                self.carries[(name, key)] = Reference(found.node, found.port, True, start)
+        if spec.repeat.until is not None:
+            self._until(name, spec.repeat.until.metric)
+
+    def _until(self, name: str, metric: str) -> None:
+        where: Key = ("tasks", name, "repeat", "until", "metric")
+        text, _, value = metric.partition(":")
+        if not value:
+            self._problem(where, "write it as task.port:name", "e.g. evaluated.metrics:accuracy_label")
+            return
+        found = self._resolve(text, name, where, carries=False)
+        if found is None:
+            return
+        node = self.table[found.node]
+        if found.node != f"{name}.{text.partition('.')[0]}":
+            self._problem(where, "the metric must come from a task inside the repeat, by its short name")
+        elif node.component.outputs[found.port].kind is not Metrics:
+            self._problem(where, f"{text!r} gives {node.component.outputs[found.port].kind.kind}, not metrics")
+        elif len(self.pipeline.parties[node.spec.at]) > 1 or node.spec.each:
+            what = "the metric must come from a task that runs once, at a role with a single party"
+            self._problem(where, what, "gather and aggregate it there first")
+
+    def _references(self, node: Node) -> None:
+        for port, given, where in _inputs(node):
+            if port not in node.ports:
+                self._problem(where, f"{node.spec.component} has no input {port!r}", did_you_mean(port, node.ports))
+            elif given is not None:
+                found = self._resolve(given.source, node.group, where)
+                if found:
+                    node.references[(port, given.source)] = found
+                    self._fits(node, port, found, where)
+        for port, about in node.ports.items():
+            given_once = any(given for name, given, _ in _inputs(node) if name == port)
+            if not given_once and not about.optional:
+                what = f"the input {port!r} of {node.spec.component} is not connected"
+                self._problem((*node.path, "inputs"), what, f"inputs: {{{port}: TASK}}")
+
+    def _fits(self, node: Node, port: str, found: Reference, where: Key) -> None:
+        about = node.ports[port]
+        for target in found.targets():
+            kind = self.table[target.node].component.outputs[target.port].kind
+            if kind is not about.kind:
+                what = f"the input {port!r} takes {about.kind.kind}, but {target.node}.{target.port} gives {kind.kind}"
+                self._problem(where, what)
+        if found.carried and found.start is None and not about.optional:
+            what = f"the input {port!r} is needed, and in the first round nothing is carried"
+            self._problem(where, what, "give the carried value a 'start'")
+
+    def _resolve(self, text: str, group: str | None, where: Key, carries: bool = True) -> Reference | None:
+        """What a reference means, read inside the repeat `group`; None when that is a problem (noted)."""
+        parts = text.split(".")
+        if parts[0] == "carry" and "carry" not in self.pipeline.tasks:
+            return self._carried(parts, group, where, carries)
+        candidates = [f"{group}.{parts[0]}"] if group else []
+        candidates += [parts[0], ".".join(parts[:2])]
+        name = next((c for c in candidates if c in self.table), None)
+        if name is None:
+            self._unknown(text, group, where)
+            return None
+        rest = parts[2:] if name == ".".join(parts[:2]) and name != parts[0] else parts[1:]
+        outputs = self.table[name].component.outputs
+        port = rest[0] if rest else next(iter(outputs))
+        if len(rest) > 1 or port not in outputs:
+            self._problem(where, f"the task {name!r} has no output {'.'.join(rest)!r}", did_you_mean(port, outputs))
+            return None
+        return Reference(name, port)
+
+    def _carried(self, parts: list[str], group: str | None, where: Key, carries: bool) -> Reference | None:
+        if group is None or not carries:
+            what = "'carry' can be used by the inputs of a repeat's tasks only"
+            self._problem(where, what, "outside: LOOP.TASK is what the last round gave")
+            return None
+        spec = self.pipeline.tasks[group]
+        known = list(spec.repeat.carry) if isinstance(spec, RepeatSpec) else []
+        name = ".".join(parts[1:])
+        if name not in known:
+            fix = did_you_mean(name, known) if known else "list it under 'repeat: {carry: ...}'"
+            self._problem(where, f"nothing is carried under {name!r}", fix)
+        return self.carries.get((group, name))
+
+    def _unknown(self, text: str, group: str | None, where: Key) -> None:
+        first, _, rest = text.partition(".")
+        known = [n.removeprefix(f"{group}.") if group else n for n in self.table]
+        spec = self.pipeline.tasks.get(first)
+        if not isinstance(spec, RepeatSpec):
+            self._problem(where, f"unknown task {first!r}", did_you_mean(first, known))
+        elif rest:
+            inner = rest.partition(".")[0]
+            self._problem(where, f"the repeat {first!r} has no task {inner!r}", did_you_mean(inner, spec.tasks))
+        else:
+            self._problem(where, f"{first!r} is a repeat", f"name one of its tasks: {first}.{next(iter(spec.tasks))}")
+
+    def _report(self) -> None:
+        """The table's task, its axis, the rows that stand apart, the samples."""
+        report, matrix = self.pipeline.report, self.pipeline.matrix
+        if report.table is not None and report.table not in self.table:
+            self._problem(("report", "table"), f"unknown task {report.table!r}", did_you_mean(report.table, self.table))
+        if report.rows not in matrix and "rows" in report.model_fields_set:
+            self._problem(("report", "rows"), f"unknown axis {report.rows!r}", did_you_mean(report.rows, matrix))
+        rows = [word(v) for v in matrix.get(report.rows, ())]
+        for i, row in enumerate(report.apart):
+            if row not in rows:
+                what = f"the axis {report.rows!r} has no value {row!r}"
+                self._problem(("report", "apart", i), what, did_you_mean(row, rows))
+        for title, text in report.samples.items():
+            where: Key = ("report", "samples", title)
+            found = self._resolve(text, None, where)
+            if found and text != f"{found.node}.{found.port}":
+                self._problem(where, "write it as task.port", f"{found.node}.{found.port}")
+            elif found and self.table[found.node].component.outputs[found.port].kind is not Records:
+                self._problem(where, f"{text!r} is not records")
+
+    # ---- axes and order ----
+
+    def _axes(self) -> None:
+        """Own axes and those of the inputs, until nothing changes (carries make loops)."""
+        own = {n.name: axes_in(n.spec) for n in self.table.values()}
+        changed = True
+        while changed:
+            changed = False
+            for node in self.table.values():
+                wanted = own[node.name].union(*(own[name] for name in producers(node)))
+                if wanted != own[node.name]:
+                    own[node.name], changed = wanted, True
+        for node in self.table.values():
+            node.axes = tuple(a for a in self.pipeline.matrix if a in own[node.name])
+
+    def _cycles(self) -> None:
+        """Tasks must form no cycle (carries go to the next round and make none)."""
+        done: set[str] = set()
+        for name in self.table:
+            self._visit(name, [name], done)
+
+    def _visit(self, name: str, trail: list[str], done: set[str]) -> None:
+        if name in done:
+            return
+        for (port, _), reference in self.table[name].references.items():
+            other = reference.node
+            if reference.carried:
+                continue
+            if other in trail:
+                circle = " -> ".join([*trail[trail.index(other) :], other])
+                what = f"the tasks go round in a circle: {circle}"
+                self._problem((*self.table[name].path, "inputs", port), what, "use 'repeat' with 'carry'")
+            else:
+                self._visit(other, [*trail, other], done)
+        done.add(name)
+
+    def _problem(self, path: Key, what: str, fix: str = "", why: str = "") -> None:
+        self.problems.append(Problem(what, self.source.where(path), ".".join(str(p) for p in path), why, fix))
+
+    def _stop(self) -> None:
+        if self.problems:
+            raise ConfigError(*dict.fromkeys(self.problems))
+
+
+def producers(node: Node) -> Iterator[str]:
+    """Names of the nodes that a node's inputs can come from, in any cell and round."""
+    for reference in node.references.values():
+        yield from (target.node for target in reference.targets())
+
+
+def _inputs(node: Node) -> Iterator[tuple[str, InputSpec | None, Key]]:
+    """(port, what it is given, path) as written, patches included."""
+    for port, given in node.spec.inputs.items():
+        yield port, given, (*node.path, "inputs", port)
+    for below, patch in all_patches(node.spec):
+        for port, given in patch.inputs.items():
+            yield port, given, (*node.path, *below, "inputs", port)
