@@ -5,8 +5,8 @@
 # make check  style, types, import layers, generated files
 # make dev    links that let mypy and editable installs see the package as one tree
 #
-# The CPU build of torch is all that is needed. Where the package index serves a CUDA build under the plain version,
-# name an index that has the CPU build: make test TORCH_INDEX=URL
+# The CPU build of torch is all that is needed. Where your package index serves a CUDA build under the plain version,
+# name one that has the CPU build: make test TORCH_INDEX=URL
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=

@@ -29,12 +29,19 @@ def account(site: Site, edges: list[str]) -> dict[str, Any]:
     rows = [_release(site, ref) for ref in sorted(refs)]
     classes = {row["class"] for row in rows}
     void = sorted({row["void"] for row in rows if row["void"]})
-    word = "unprotected" if waived else ("nothing crosses" if not rows else "certified" if classes == {"certified"} else "heuristic")
     return {
-        "party": site.party, "word": word, "epsilon": _largest(site, sorted(refs)), "unit": "document",
+        "party": site.party, "word": _word(bool(waived), classes), "epsilon": _largest(site, sorted(refs)), "unit": "document",
         "detail": "; ".join(sorted({row["detail"] for row in rows})), "void": void, "waived": sorted(waived),
         "documents": max((row["documents"] for row in rows), default=0), "crossings": count,
     }  # fmt: skip
+
+
+def _word(waived: bool, classes: set[str]) -> str:
+    if waived:
+        return "unprotected"
+    if not classes:
+        return "nothing crosses"
+    return "certified" if classes == {"certified"} else "heuristic"
 
 
 def _labels(site: Site, edge: str) -> list[tuple[Any, ...]]:
@@ -70,7 +77,8 @@ def may_show(site: Site, ref: Ref, what: str) -> None:
         if entry.owner != site.party or entry.ref not in site.policy.data or site.policy.data[entry.ref].purpose != "benchmark"
     ]
     if private:
-        raise MembraneError(Problem(f"{what} stay at {site.party}: they depend on private data", why=f"data sets: {sorted(set(private))}"))
+        why = f"data sets: {sorted(set(private))}"
+        raise MembraneError(Problem(f"{what} stay at {site.party}: they depend on private data", why=why))
     if site.ledger.query("SELECT 1 FROM crossed WHERE edge=? AND digest=?", (f"shown: {what}", ref.digest)):
         return
     with site.ledger.transaction() as db:
@@ -94,12 +102,11 @@ def summary(site: Site) -> dict[str, Any]:
         details = site.ledger.query(
             "SELECT DISTINCT class, detail, void FROM release_sets WHERE dataset=? ORDER BY detail", (dataset,)
         )
-        sets.append(
-            {
-                "dataset": dataset, "documents": documents, "epsilon_largest": most, "epsilon_mean": mean, "unit": "document",
-                "cap": cap, "left": cap - most if cap is not None else None,
-                "releases": [{"class": c, "detail": d, "void": v} for c, d, v in details],
-            }  # fmt: skip
-        )
+        found = {
+            "dataset": dataset, "documents": documents, "epsilon_largest": most, "epsilon_mean": mean, "unit": "document",
+            "cap": cap, "left": cap - most if cap is not None else None,
+            "releases": [{"class": c, "detail": d, "void": v} for c, d, v in details],
+        }  # fmt: skip
+        sets.append(found)
     charges = site.ledger.query("SELECT COUNT(*) FROM charges")[0][0]
     return {"party": site.party, "datasets": sets, "charges": charges, "head": site.ledger.head("charges")}

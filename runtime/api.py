@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from osmotic.plugins.host import Registry, build_registry
-from osmotic.runtime import flow
-from osmotic.runtime.checks import Configs
+from osmotic.runtime.checks import Configs, slot_problems
+from osmotic.runtime.data import Datasets
+from osmotic.runtime.flow import Flow, infer
 from osmotic.runtime.graph import Graph
-from osmotic.runtime.load import Loaded, find, load, load_text
+from osmotic.runtime.load import Loaded, find, load
 from osmotic.runtime.policies import Policies, beside, check_binds, open_site, policies_of
-from osmotic.runtime.run import Outcome, Runner, Watcher, accept, locked
+from osmotic.runtime.run import Runner, Watcher, accept, locked
 from osmotic.runtime.site import Site
-from osmotic.schemas.errors import Problem, RefusedError
+from osmotic.runtime.store import disk
+from osmotic.schemas.errors import ConfigError, Problem, RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,9 +48,18 @@ class Prepared:
             self.sites[party] = open_site(party, self.home, self.policies, self.registry, passing and fresh)
         return self.sites
 
-    def refusals(self) -> list[Problem]:
-        """Everything that any party of this machine has against the plan."""
-        problems = flow.infer(self.graph, self.policies.policies).refusals
+    def close(self) -> None:
+        """Close every open ledger."""
+        for site in self.sites.values():
+            site.ledger.close()
+
+    def flow(self) -> Flow:
+        """Labels and refused crossings under the policies of all parties of this machine."""
+        return infer(self.graph, self.policies.policies)
+
+    def refusals(self, inferred: Flow) -> list[Problem]:
+        """Everything that any party of this machine has against the plan: crossings, and each site's own objections."""
+        problems = list(inferred.refusals)
         for site in self.sites.values():
             problems += site.objections(self.graph, self.configs)
         return list(dict.fromkeys(problems))
@@ -58,7 +69,9 @@ def prepare(
     pipeline: str | Path, *, overrides: tuple[str, ...] = (), sites: Path | None = None, home: Path | None = None,
     binds: tuple[str, ...] = (), registry: Registry | None = None,
 ) -> Prepared:  # fmt: skip
-    """Load and check everything that needs no data. Raises ConfigError with every problem, located."""
+    """Load and check everything that needs no data: the document, names, configurations, and the site policies' schemas
+    against templates. Raises ConfigError with every problem, located.
+    """
     loaded = load(str(pipeline), overrides)
     registry = registry or build_registry()
     graph = Graph(loaded, registry)
@@ -66,6 +79,11 @@ def prepare(
     file = sites or beside(find(str(pipeline)))
     policies = policies_of(list(graph.role_of), file, binds)
     check_binds(policies, binds)
+    problems: list[Problem] = []
+    for party, policy in policies.policies.items():
+        problems += slot_problems(graph, configs, party, Datasets(policy, policies.base, party))
+    if problems:
+        raise ConfigError(*dict.fromkeys(problems))
     place = home or Path("osmotic-runs") / loaded.pipeline.name
     return Prepared(loaded, graph, configs, policies, registry, place, binds)
 
@@ -113,7 +131,7 @@ def transport_of(ready: Prepared, isolate: bool, watcher: Watcher) -> "Iterator[
 
 def _accept_together(ready: Prepared) -> None:
     """Parties of one process read the same graph; each checks it against its own policy."""
-    problems = ready.refusals()
+    problems = ready.refusals(ready.flow())
     if problems:
         raise RefusedError(*problems)
     for site in ready.sites.values():
@@ -121,12 +139,13 @@ def _accept_together(ready: Prepared) -> None:
 
 
 def save(ready: Prepared, summary: dict[str, Any]) -> None:
-    """Write ``run.json`` and ``report.html`` into the home folder, and each party's own report into its folder."""
+    """Write ``run.json`` and ``report.html`` into the home folder."""
     from osmotic.runtime.report import render
 
     with_ledger = {**summary, "ledger": [_ledger_of(ready, party) for party in ready.graph.role_of]}
-    (ready.home / "run.json").write_text(json.dumps(summary, indent=1, sort_keys=True), encoding="utf-8")
-    (ready.home / "report.html").write_text(render(with_ledger), encoding="utf-8")
+    with disk(ready.home):
+        (ready.home / "run.json").write_text(json.dumps(summary, indent=1, sort_keys=True), encoding="utf-8")
+        (ready.home / "report.html").write_text(render(with_ledger), encoding="utf-8")
 
 
 def _ledger_of(ready: Prepared, party: str) -> dict[str, Any]:
@@ -147,28 +166,29 @@ def plan(
     from osmotic.runtime.planning import describe
 
     ready = prepare(pipeline, overrides=overrides, sites=sites, home=home, binds=binds, registry=registry)
-    ready.open(passing=True)
     try:
-        return describe(ready.graph, ready.configs, ready.policies.policies, ready.sites, ready.refusals())
+        sites_open, inferred = ready.open(passing=True), ready.flow()
+        return describe(ready.graph, ready.configs, sites_open, inferred, ready.refusals(inferred))
     finally:
-        for site in ready.sites.values():
-            site.ledger.close()
+        ready.close()
 
 
 def call(
     component: str, records: "Records | None" = None, config: Mapping[str, Any] | None = None, *, site: "SitePolicy | Path",
-    home: Path, party: str = "here", inputs: "Mapping[str, Artifact] | None" = None, data: str | None = None,
-    registry: Registry | None = None,
+    home: Path, party: str = "here", inputs: "Mapping[str, Artifact] | None" = None, data: str = "records",
+    models: Mapping[str, Any] | None = None, registry: Registry | None = None,
 ) -> "dict[str, Artifact]":  # fmt: skip
     """Run one component at one party, without a pipeline: the same policy, ledger, store and releases.
 
-    Give `data`, the name of a data set that the policy binds, or `records` with a policy that binds the name ``records``
-    (for its schema, label, purpose and budget). Outputs are returned only as far as they may leave: those whose label is
-    ``private`` stay in the store, unless the caller is the party itself: the caller here is, so all come back, labelled.
+    The first input is `records`, or without them the data set `data` as the policy binds it. Records and `inputs` given
+    here count as data of the binding `data`: its schema, label, purpose and budget hold for them, and the same record (by
+    its id) never pays twice for the same release. models: as in a pipeline, without 'at'. Returns every output, those that
+    may not leave the party too: the caller is the party. Raises ConfigError, DataError, RefusedError or ComponentError.
     """
-    from osmotic.runtime.single import call_single
+    from osmotic.runtime.single import Call
 
-    return call_single(component, records, dict(config or {}), site, home, party, dict(inputs or {}), data, registry or build_registry())
+    made = Call(component, dict(config or {}), party, data, dict(models or {}), registry or build_registry())
+    return made.run(records, dict(inputs or {}), site, home)
 
 
 class Quiet:
@@ -184,4 +204,4 @@ class Quiet:
         """Nothing."""
 
 
-__all__ = ["Outcome", "Prepared", "Quiet", "call", "load_text", "plan", "prepare", "run"]
+__all__ = ["Prepared", "Quiet", "call", "plan", "prepare", "run"]

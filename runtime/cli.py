@@ -12,13 +12,18 @@ from typing import Annotated, Any
 
 import typer
 
+UsageError: Any = typer.BadParameter.__base__  # typer's own class: some versions bring their own click
+
 app = typer.Typer(
     name="osmotic",
     help="Knowledge crosses, private data doesn't.\n\nTry: osmotic run fedcot --isolate",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    epilog="Exit codes: 0 done, 2 configuration, 3 data, 4 refused, 5 store, 6 component or model, 7 another party, 130 stopped.",
+    epilog=(
+        "Exit codes: 0 done, 1 internal error, 2 configuration, 3 data, 4 refused, 5 store, 6 component or model, "
+        "7 another party, 130 stopped."
+    ),
 )
 
 PipelineArgument = Annotated[str, typer.Argument(help="Path of a pipeline, or the name of a shipped one (fedcot).")]
@@ -68,24 +73,29 @@ def plan(
 
 
 @app.command()
-def validate(pipeline: PipelineArgument, set_: SetOption = None, json_: JsonOption = False) -> None:
+def validate(
+    pipeline: PipelineArgument, set_: SetOption = None, sites: SitesOption = None, json_: JsonOption = False
+) -> None:  # fmt: skip
     """Check a pipeline: keys, types, names, references, configurations; all errors at once, with their places."""
     from osmotic.runtime import api
 
-    ready = api.prepare(pipeline, overrides=tuple(set_ or ()))
-    tasks = len(ready.graph.instances)
-    found = {"pipeline": ready.loaded.pipeline.name, "nodes": len(ready.graph.nodes), "tasks": tasks}
-    print(json.dumps(found) if json_ else f"{ready.loaded.name}: valid; {len(ready.graph.nodes)} tasks as written, {tasks} to run")
+    ready = api.prepare(pipeline, overrides=tuple(set_ or ()), sites=sites)
+    nodes, tasks = len(ready.graph.nodes), len(ready.graph.instances)
+    found = {"pipeline": ready.loaded.pipeline.name, "nodes": nodes, "tasks": tasks}
+    print(json.dumps(found) if json_ else f"{ready.loaded.name}: valid; {nodes} tasks as written, {tasks} to run")
 
 
 @app.command()
 def report(home: Annotated[Path, typer.Argument(help="Folder of a run (osmotic-runs/NAME).")]) -> None:
     """Write the report of a finished run again and say where it is."""
     from osmotic.runtime.report import render
+    from osmotic.runtime.store import disk
     from osmotic.runtime.verifying import summary_of
 
     target = home / "report.html"
-    target.write_text(render(summary_of(home)), encoding="utf-8")
+    text = render(summary_of(home))
+    with disk(home):
+        target.write_text(text, encoding="utf-8")
     print(target)
 
 
@@ -177,8 +187,6 @@ def main() -> None:
 
 
 def _guard(command: Callable[[], Any]) -> int:
-    from click.exceptions import Abort, ClickException
-
     from osmotic.schemas.errors import OsmoticError
 
     try:
@@ -187,10 +195,10 @@ def _guard(command: Callable[[], Any]) -> int:
     except OsmoticError as error:
         print(_shown(error), file=sys.stderr)
         return error.exit_code
-    except ClickException as error:
+    except UsageError as error:
         error.show()
         return 2
-    except (KeyboardInterrupt, Abort):
+    except (KeyboardInterrupt, typer.Abort):
         print("stopped; run the same command again to go on from here", file=sys.stderr)
         return 130
     except BrokenPipeError:

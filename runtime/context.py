@@ -102,7 +102,8 @@ class SiteContext:
             raise RefusedError(Problem(f"{self._task}: data of another party cannot be released here"))
         mine = {e.ref for e in self._label.of("raw")} or set(self._lineage)
         if len(mine) != 1:
-            raise RefusedError(Problem(f"{self._task}: a release needs records of exactly one data set", why=f"got {sorted(mine)}"))
+            what = f"{self._task}: a release needs records of exactly one data set"
+            raise RefusedError(Problem(what, why=f"got {sorted(mine)}"))
         return next(iter(mine))
 
     def journal(self, name: str = "rows") -> TaskJournal:

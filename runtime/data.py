@@ -53,6 +53,11 @@ class Datasets:
         binding, schema = self.binding(name), self.schema(name)
         return load_records(self.path(name), schema, binding.map, binding.rows), schema
 
+    def tables(self, name: str) -> list[str]:
+        """Digests of the table files that its schema names."""
+        files = {(spec.table or "").rpartition("#")[0] for spec in self.schema(name).fields.values()} - {""}
+        return [file_digest(resolve(file, self.base)) for file in sorted(files)]
+
     def fingerprint(self, name: str) -> str:
         """What its content depends on: the file, the rows and fields taken, the schema."""
         binding = self.binding(name)

@@ -20,6 +20,8 @@ REASONS = {
     "data": "changed data",
     "seed": "changed seed",
     "noise": "changed noise seed",
+    "mechanism": "changed mechanism or table",
+    "schemas": "changed data",
     "environment": "changed versions",
 }
 

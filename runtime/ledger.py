@@ -239,7 +239,7 @@ def _make_secret(path: Path) -> bytes:
         with contextlib.suppress(FileExistsError):
             os.link(temporary, path)
     finally:
-        os.unlink(temporary)
+        Path(temporary).unlink()
     return path.read_bytes()
 
 

@@ -134,8 +134,9 @@ def _record(site: Site, identity: str, edge: Edge, ref: Ref, label: Label, size:
     """Write the crossing to the transcript: durable before the bytes leave (or right after they came)."""
     with site.ledger.transaction() as db:
         body = {
-            "time": now(), "edge": identity, "name": edge.name, "from": edge.sender, "to": edge.receiver, "direction": direction,
-            "kind": ref.kind, "digest": ref.digest, "bytes": size, "label": label.to_json(), "word": label.word,
+            "time": now(), "edge": identity, "name": edge.name, "from": edge.sender, "to": edge.receiver,
+            "direction": direction, "kind": ref.kind, "digest": ref.digest, "bytes": size, "label": label.to_json(),
+            "word": label.word,
         }  # fmt: skip
         site.ledger.append(db, "crossings", body)
         values = (identity, ref.digest, direction, canonical(label.to_json()).decode())

@@ -8,19 +8,17 @@ from typing import Any
 
 from osmotic.runtime import flow, membrane
 from osmotic.runtime.checks import Configs, datasets_of
-from osmotic.runtime.graph import Graph
+from osmotic.runtime.graph import Graph, Instance
 from osmotic.runtime.ledger import Ledger
 from osmotic.runtime.releases import Prepared
 from osmotic.runtime.site import Site
-from osmotic.schemas.errors import OsmoticError, Problem
-from osmotic.schemas.policy import SitePolicy
+from osmotic.schemas.errors import Problem
 
 
 def describe(
-    graph: Graph, configs: Configs, policies: Mapping[str, SitePolicy], sites: Mapping[str, Site], refusals: list[Problem]
+    graph: Graph, configs: Configs, sites: Mapping[str, Site], inferred: flow.Flow, refusals: list[Problem]
 ) -> dict[str, Any]:
-    """The plan as plain values."""
-    inferred = flow.infer(graph, policies)
+    """The plan as plain values. refusals: everything that any site has against it; then nothing more is looked up."""
     states = {} if refusals else _states(graph, configs, sites)
     return {
         "pipeline": graph.pipeline.name,
@@ -64,9 +62,14 @@ def _tasks(graph: Graph, states: Mapping[str, str]) -> list[dict[str, Any]]:
         reasons = Counter(s for s in found if s != "cached")
         rows.append(
             {
-                "task": name, "component": node.spec.component, "at": node.spec.at, "axes": list(node.axes), "instances": len(found),
-                "cached": found.count("cached"), "why": [r for r, _ in reasons.most_common(3)],
-            }  # fmt: skip
+                "task": name,
+                "component": node.spec.component,
+                "at": node.spec.at,
+                "axes": list(node.axes),
+                "instances": len(found),
+                "cached": found.count("cached"),
+                "why": [r for r, _ in reasons.most_common(3)],
+            }
         )
     return rows
 
@@ -79,13 +82,8 @@ def _crossings(graph: Graph, inferred: flow.Flow, sites: Mapping[str, Site]) -> 
         kind = graph.nodes[graph.instances[edge.producer].node].component.outputs[edge.port].kind.kind
         sender, receiver = graph.role_of[edge.sender], graph.role_of[edge.receiver]
         key = (edge.name, sender, receiver, label.word)
-        row = rows.setdefault(
-            key,
-            {
-                "edge": edge.name, "from": sender, "to": receiver, "kind": kind, "label": label.word, "count": 0, "bytes": 0,
-                "known": 0, "waive": edge.waive,
-            },  # fmt: skip
-        )
+        fresh = {"edge": edge.name, "from": sender, "to": receiver, "kind": kind, "label": label.word, "waive": edge.waive}
+        row = rows.setdefault(key, {**fresh, "count": 0, "bytes": 0, "known": 0})
         row["count"] += 1
         size = sizes.get(edge.sender, {}).get(membrane.edge_id(edge, instance.id))
         if size is not None:
@@ -112,25 +110,31 @@ def _budget(graph: Graph, configs: Configs, sites: Mapping[str, Site]) -> list[d
         if not isinstance(getattr(config, "mechanism", None), dict):
             continue
         for dataset in datasets_of(graph, configs, instance):
-            if not site.datasets.has(dataset):
-                continue
-            try:
+            if site.datasets.has(dataset):
                 prepared = site.asked(dataset, config)
-            except OsmoticError:
-                continue
-            ones = [1] * len(prepared.fields)
-            sql = "SELECT MAX(t), SUM(c) FROM (SELECT SUM(epsilon) t, COUNT(*) c FROM releases WHERE dataset=? GROUP BY document)"
-            spent = site.ledger.query(sql, (dataset,))[0][0] or 0.0
-            sql = "SELECT COUNT(*) FROM releases WHERE dataset=? AND parameters=?"
-            again = site.ledger.query(sql, (dataset, prepared.parameters))[0][0]
-            text = any(prepared.texts)
-            rows[(instance.party, dataset, prepared.parameters)] = {
-                "party": instance.party, "dataset": dataset, "task": instance.node, "epsilon": None if text else prepared.cost(ones),
-                "detail": _a_token(prepared) if text else prepared.detail(ones), "unit": "document",
-                "class": prepared.mechanism_class, "cards_missing": prepared.missing, "already_released": again, "spent": spent,
-                "cap": site.cap(dataset),
-            }  # fmt: skip
+                rows.setdefault((instance.party, dataset, prepared.parameters), _row(instance, dataset, site, prepared))
     return list(rows.values())
+
+
+def _row(instance: Instance, dataset: str, site: Site, prepared: Prepared) -> dict[str, Any]:
+    ones, text = [1] * len(prepared.fields), any(prepared.texts)
+    sql = "SELECT MAX(t) FROM (SELECT SUM(epsilon) t FROM releases WHERE dataset=? GROUP BY document)"
+    spent = site.ledger.query(sql, (dataset,))[0][0] or 0.0
+    sql = "SELECT COUNT(*) FROM releases WHERE dataset=? AND parameters=?"
+    again = site.ledger.query(sql, (dataset, prepared.parameters))[0][0]
+    return {
+        "party": instance.party,
+        "dataset": dataset,
+        "task": instance.node,
+        "epsilon": None if text else prepared.cost(ones),
+        "detail": _a_token(prepared) if text else prepared.detail(ones),
+        "unit": "document",
+        "class": prepared.mechanism_class,
+        "cards_missing": prepared.missing,
+        "already_released": again,
+        "spent": spent,
+        "cap": site.cap(dataset),
+    }
 
 
 def _a_token(prepared: Prepared) -> str:

@@ -59,7 +59,8 @@ class RemoteModel:
         header = {"op": "call", "model": self._name, "method": method, "task": self._instance.id}
         reply, blob = site.outbound(self._party, header, payload)
         if "error" in reply:
-            raise PeerError(Problem(f"{self._party} could not answer a call of the model {self._name!r}", why=reply["error"]["code"]))
+            what = f"{self._party} could not answer a call of the model {self._name!r}"
+            raise PeerError(Problem(what, why=reply["error"]["code"]))
         answers = json.loads(blob)
         if len(answers) != len(items):
             raise PeerError(Problem(f"{self._party} sent {len(answers)} answers to {len(items)} questions"))

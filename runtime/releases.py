@@ -100,7 +100,8 @@ class Releaser:
         digest = space_digest(space)
         if not any(allowed and digest.startswith(allowed) for allowed in self.policy.tables):
             what = f"this site does not allow the table of {space.name!r}"
-            raise RefusedError(Problem(what, why=f"its digest is {digest[:16]}", fix="list it under 'tables' in the site's policy"))
+            fix = "list it under 'tables' in the site's policy"
+            raise RefusedError(Problem(what, why=f"its digest is {digest[:16]}", fix=fix))
 
     def _card(self, mechanism: Mechanism[Any], claim: Guarantee, make: bool) -> bool:
         """Whether there is a card (made now if `make`); raises RefusedError when it does not allow a release here."""
@@ -152,12 +153,11 @@ class Releaser:
     def blind(self, records: Records, fields: Sequence[str], dataset: str, noise_seed: int | None) -> tuple[Records, Records]:
         """Fresh random ids and order, values unchanged: nothing is protected, but ids do not cross."""
         blinded, key = [], []
-        entropy = _entropy(noise_seed, "blind")
         with self.ledger.transaction() as db:
             for row in records:
                 lookup = self.ledger.secret_hash(["blind", dataset, row["id"], noise_seed])
                 stored = db.execute("SELECT id FROM blinds WHERE lookup=?", (lookup,)).fetchone()
-                identity = stored[0] if stored else _random_id(entropy if noise_seed is None else _entropy(noise_seed, row["id"]))
+                identity = stored[0] if stored else _random_id(_entropy(noise_seed, row["id"]))
                 if not stored:
                     db.execute("INSERT INTO blinds VALUES (?,?)", (lookup, identity))
                 blinded.append({"id": identity, **{f: row[f] for f in fields}})
@@ -217,8 +217,8 @@ class Releaser:
             db.execute("INSERT INTO releases VALUES (?,?,?,?,?,?,?)", values)
             body = {
                 "time": now(), "dataset": dataset, "document": document, "release": lookup, "epsilon": epsilon,
-                "id": identity, "payload": fingerprint(payload), "unit": "document", "mechanism": prepared.mechanisms[0].name, "class": prepared.mechanism_class,
-                "parameters": prepared.parameters,
+                "id": identity, "payload": fingerprint(payload), "unit": "document", "class": prepared.mechanism_class,
+                "mechanism": prepared.mechanisms[0].name, "parameters": prepared.parameters,
             }  # fmt: skip
             self.ledger.append(db, "charges", body)
 
@@ -271,7 +271,8 @@ def mechanism_config(registry: Registry, name: str, config: dict[str, Any]) -> A
 
 def allowed(policy: SitePolicy, name: str, code: str, epsilon: float) -> None:
     """Raise RefusedError unless the site's policy allows the mechanism (by name or name@code) and its epsilon."""
-    if not any(w == "*" or w == name or (w.startswith(f"{name}@") and code.startswith(w.split("@")[1])) for w in policy.mechanisms):
+    exact = [w.partition("@")[2] for w in policy.mechanisms if w.startswith(f"{name}@")]
+    if not {"*", name} & set(policy.mechanisms) and not any(prefix and code.startswith(prefix) for prefix in exact):
         raise RefusedError(Problem(f"this site does not allow the mechanism {name!r}", why=f"allowed: {policy.mechanisms}"))
     if policy.max_epsilon is not None and epsilon > policy.max_epsilon:
         what = f"epsilon {epsilon:g} a token is more than this site allows ({policy.max_epsilon:g})"
@@ -285,5 +286,3 @@ def _entropy(noise_seed: int | None, stream: str) -> Entropy:
 def _random_id(entropy: Entropy) -> str:
     """32 hexadecimal digits."""
     return bytes(int(b) for b in entropy.integers(256, 16)).hex()
-
-

@@ -17,15 +17,33 @@ from osmotic.runtime.graph import Edge, Graph, Instance
 from osmotic.runtime.membrane import edge_id
 from osmotic.runtime.store import disk
 from osmotic.runtime.transports.base import Header, Reply, Transport
-from osmotic.schemas.errors import Code, ConfigError, DataError, OsmoticError, PeerError, Problem, RefusedError, StoreError
+from osmotic.schemas.errors import (
+    BudgetError,
+    Code,
+    ComponentError,
+    ConfigError,
+    DataError,
+    MembraneError,
+    OsmoticError,
+    PeerError,
+    Problem,
+    ProtocolError,
+    RefusedError,
+    StoreError,
+)  # fmt: skip
+from osmotic.schemas.pipeline import Until
 
 FAMILIES: dict[str, type[OsmoticError]] = {
     Code.CONFIG: ConfigError,
     Code.DATA: DataError,
     Code.POLICY: RefusedError,
-    Code.BUDGET: RefusedError,
-    Code.MEMBRANE: RefusedError,
+    Code.BUDGET: BudgetError,
+    Code.MEMBRANE: MembraneError,
     Code.STORE: StoreError,
+    Code.COMPONENT: ComponentError,
+    Code.MODEL: ComponentError,
+    Code.INTERNAL: ComponentError,
+    Code.PROTOCOL: ProtocolError,
 }
 
 
@@ -118,6 +136,11 @@ def accept(transport: Transport, graph: Graph) -> None:
         raise RefusedError(*dict.fromkeys(problems))
 
 
+def _task_of(until: Until) -> str:
+    """The task (inside the repeat) whose metric decides."""
+    return until.metric.partition(":")[0].partition(".")[0]
+
+
 class Runner:
     """Runs an accepted graph over a transport: one thread a party where the transport is parallel, else in plan order."""
 
@@ -174,13 +197,15 @@ class Runner:
         threads = [threading.Thread(target=self._loop, args=(party,), daemon=True) for party in self.ready]
         for thread in threads:
             thread.start()
-        with self.condition:
-            while self.left and self.failure is None:
-                self.condition.wait(0.2)
-        if isinstance(self.failure, KeyboardInterrupt):
-            return
-        for thread in threads:
-            thread.join()
+        try:
+            with self.condition:
+                while self.left and self.failure is None:
+                    self.condition.wait(0.2)
+            for thread in threads:
+                thread.join()
+        except BaseException as error:  # Ctrl-C: nobody starts anything new; closing the transport ends what is under way
+            self.failure = self.failure or error
+            raise
 
     def _loop(self, party: str) -> None:
         while True:
@@ -263,14 +288,15 @@ class Runner:
 
     def _deciders(self, instance: Instance, round_: int) -> list[Instance]:
         node = self.graph.nodes[instance.node]
-        name = f"{node.group}.{node.repeat.until.metric.partition(':')[0].split('.')[0]}" if node.repeat and node.repeat.until else ""
+        until = node.repeat.until if node.repeat else None
+        name = f"{node.group}.{_task_of(until)}" if until else ""
         cell = dict(instance.cell)
         return [i for i in self.rounds.get((name, round_), ()) if all(cell.get(a, v) == v for a, v in i.cell)]
 
     def _decide(self, instance: Instance) -> None:
         node = self.graph.nodes[instance.node]
         until = node.repeat.until if node.repeat else None
-        if until is None or instance.node != f"{node.group}.{until.metric.partition(':')[0].split('.')[0]}":
+        if until is None or instance.node != f"{node.group}.{_task_of(until)}":
             return
         parts = until.metric.partition(":")[0].split(".")
         port = parts[1] if len(parts) > 1 else next(iter(node.component.outputs))

@@ -67,7 +67,8 @@ class Service:
 
     def _log(self, header: Header, text: str, trace: bool = False) -> None:
         """Details stay at the site, in its own log."""
-        with contextlib.suppress(OSError), (self.site.ledger.folder / "errors.log").open("a", encoding="utf-8", errors="replace") as file:
+        log = self.site.ledger.folder / "errors.log"
+        with contextlib.suppress(OSError), log.open("a", encoding="utf-8", errors="replace") as file:
             file.write(f"{now()} {header.get('op')} {header.get('id', '')}\n{text}\n")
             if trace:
                 file.write(traceback.format_exc())

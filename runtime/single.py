@@ -1,69 +1,147 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One component at one party, from Python: a pipeline of one task over the same site, so the same membrane and ledger."""
+"""One component at one party, from Python: a pipeline of one task over the same site, so the same membrane and ledger.
 
+What is given directly enters like a data set of the site: its label is the one that the policy's binding has.
+"""
+
+import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from osmotic.plugins.contract import Artifact, Records, input_ports
-from osmotic.plugins.host import Registry
+from osmotic.plugins.contract import Artifact, Component, Config, Context, Out, Outputs, Records, input_ports
+from osmotic.plugins.host import Registered, Registry
 from osmotic.runtime.checks import Configs
+from osmotic.runtime.data import Datasets
 from osmotic.runtime.graph import Graph
 from osmotic.runtime.load import load_text
 from osmotic.runtime.policies import Policies, open_site
 from osmotic.runtime.run import locked
-from osmotic.schemas.errors import ConfigError, Problem, RefusedError
+from osmotic.schemas.artifacts import digest_of
+from osmotic.schemas.errors import ConfigError, DataError, Problem, RefusedError
+from osmotic.schemas.messages import fingerprint
 from osmotic.schemas.policy import SitePolicy
+from osmotic.schemas.records import RecordSchema
 from osmotic.schemas.source import did_you_mean, read, validate
 
 
-def call_single(
-    component: str, records: Records | None, config: dict[str, Any], policy: SitePolicy | Path, home: Path, party: str,
-    inputs: dict[str, Artifact], data: str | None, registry: Registry,
-) -> dict[str, Artifact]:  # fmt: skip
-    """See `api.call`."""
-    ports = input_ports(registry.component(component))
-    unknown = [name for name in inputs if name not in ports]
-    if unknown:
-        raise ConfigError(Problem(f"{component} has no input {unknown[0]!r}", fix=did_you_mean(unknown[0], ports)))
-    policies = _policies(policy, party)
-    with locked(home):
-        site = open_site(party, home, policies, registry)
+class GivenConfig(Config):
+    """Configuration of a given artifact's source: the data set that it counts as, and its content."""
+
+    data: str
+    digest: str
+
+
+class GivenData(Datasets):
+    """A site's data sets, where one name stands for what was given: no file is read for it."""
+
+    def __init__(self, of: Datasets, name: str, records: Records | None) -> None:
+        super().__init__(of.policy, of.base, of.party)
+        self.name, self.records = name, records
+
+    def load(self, name: str) -> tuple[Records, RecordSchema]:
+        """The given records, checked like a file's; any other data set as ever."""
+        if name != self.name or self.records is None:
+            return super().load(name)
+        schema = self.schema(name)
+        problems = list(schema.check((f"record {i + 1}", row) for i, row in enumerate(self.records)))
+        if problems:
+            raise DataError(*problems)
+        fields = ["id", *schema.fields]
+        return Records([{key: row[key] for key in fields} for row in self.records], fields), schema
+
+    def fingerprint(self, name: str) -> str:
+        """Of the given content and the schema; `GivenConfig` has the digest of whatever is not records."""
+        if name != self.name:
+            return super().fingerprint(name)
+        content = digest_of(self.records.kind, self.records.to_files()) if self.records is not None else ""
+        return fingerprint([content, self.schema(name).model_dump(mode="json")])
+
+
+@dataclass
+class Call:
+    """A component to be called. `data`: the binding of the policy whose data the given artifacts count as."""
+
+    component: str
+    config: dict[str, Any]
+    party: str
+    data: str
+    models: dict[str, Any]
+    registry: Registry
+
+    def run(
+        self, records: Records | None, inputs: dict[str, Artifact], policy: SitePolicy | Path, home: Path
+    ) -> dict[str, Artifact]:
+        """The outputs by port; see `api.call`."""
+        ports = input_ports(self.registry.component(self.component))
+        unknown = [name for name in inputs if name not in ports]
+        if unknown:
+            raise ConfigError(Problem(f"{self.component} has no input {unknown[0]!r}", fix=did_you_mean(unknown[0], ports)))
+        first = next((port for port in ports if port not in inputs), None)
+        if records is not None and first is None:
+            raise ConfigError(Problem(f"{self.component} has no input left for the records"))
+        graph = self._graph(inputs, first if records is not None or not inputs else None)
+        with locked(home):
+            site = open_site(self.party, home, _policies(policy, self.party), self.registry)
+            try:
+                if records is not None or inputs:
+                    site.datasets = GivenData(site.datasets, self.data, records)
+                configs = Configs(graph)
+                problems = site.objections(graph, configs)
+                if problems:
+                    raise RefusedError(*problems)
+                site.take(graph, configs)
+                for instance in graph.instances.values():
+                    site.run(instance.id)
+                refs = site.results[f"called@{self.party}"]
+                return {port: site.store.get(ref.kind, ref.digest) for port, ref in refs.items()}
+            finally:
+                site.ledger.close()
+
+    def _graph(self, inputs: dict[str, Artifact], loaded: str | None) -> Graph:
+        """The component behind a record_loader (port `loaded`) and a source for each given artifact."""
+        registry = Registry(dict(self.registry.components), self.registry.mechanisms, self.registry.models)
+        tasks: dict[str, Any] = {}
+        called: dict[str, Any] = {"component": self.component, "at": "caller", "config": self.config, "inputs": {}}
+        if loaded is not None:
+            tasks["loaded"] = {"component": "record_loader", "at": "caller", "config": {"data": self.data}}
+            called["inputs"][loaded] = "loaded"
+        for port, artifact in inputs.items():
+            name = f"given-{port.replace('_', '-')}"
+            registry.components[name] = Registered(_source_of(name, artifact), "osmotic", "0")
+            digest = digest_of(artifact.kind, artifact.to_files())
+            tasks[name] = {"component": name, "at": "caller", "config": {"data": self.data, "digest": digest}}
+            called["inputs"][port] = name
+        document = {
+            "osmotic": 1,
+            "name": "call",
+            "parties": {"caller": self.party},
+            "models": {name: {**spec, "at": "caller"} for name, spec in self.models.items()},
+            "tasks": {**tasks, "called": called},
+        }
         try:
-            first = next(iter(ports), None)
-            loads = records is None and first is not None and first not in inputs
-            graph = _graph(component, config, party, data or "records", first if loads else None, registry)
-            configs = Configs(graph)
-            problems = site.objections(graph, configs)
-            if problems:
-                raise RefusedError(*problems)
-            site.take(graph, configs)
-            given = dict(inputs) if records is None or first is None else {first: records, **inputs}
-            return _run(site, graph, party, given, data or "records")
-        finally:
-            site.ledger.close()
+            text = json.dumps(document, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(Problem(f"the configuration cannot be written as JSON: {error}")) from error
+        return Graph(load_text(text, "osmotic.call"), registry)
+
+
+def _source_of(title: str, artifact: Artifact) -> type[Component[GivenConfig]]:
+    """A component that gives an artifact, labelled as data of the binding that its configuration names."""
+
+    class Given(Component[GivenConfig]):
+        """An artifact given by the caller."""
+
+        name = title
+        outputs = {"given": Out(type(artifact), label="source")}
+
+        def run(self, context: Context) -> Outputs:
+            return {"given": artifact}
+
+    return Given
 
 
 def _policies(policy: SitePolicy | Path, party: str) -> Policies:
     if isinstance(policy, SitePolicy):
         return Policies({party: policy}, Path(), None)
     return Policies({party: validate(SitePolicy, read(policy))}, policy.resolve().parent, policy)
-
-
-def _graph(component: str, config: dict[str, Any], party: str, data: str, port: str | None, registry: Registry) -> Graph:
-    """A pipeline with the component alone, behind a record_loader when its records come from the policy."""
-    task: dict[str, Any] = {"component": component, "at": "caller", "config": config}
-    tasks: dict[str, Any] = {"called": task}
-    if port is not None:
-        tasks = {"loaded": {"component": "record_loader", "at": "caller", "config": {"data": data}}, **tasks}
-        task["inputs"] = {port: "loaded"}
-    document = {"osmotic": 1, "name": "call", "parties": {"caller": party}, "tasks": tasks}
-    return Graph(load_text(yaml.safe_dump(document), "osmotic.call"), registry)
-
-
-def _run(site: Any, graph: Graph, party: str, given: dict[str, Artifact], data: str) -> dict[str, Artifact]:
-    for instance in graph.instances.values():
-        site.run(instance.id)
-    refs = site.results[f"called@{party}"]
-    return {port: site.store.get(ref.kind, ref.digest) for port, ref in refs.items()}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from osmotic.plugins.certificate import code_digest
 from osmotic.plugins.contract import Artifact, Gathered, Records
 from osmotic.plugins.host import Registry
 from osmotic.runtime import flow
@@ -100,7 +101,7 @@ class Site:
         for instance in graph.at(self.party):
             config = configs.of(instance)
             mechanism = getattr(config, "mechanism", None)
-            if not isinstance(mechanism, dict):
+            if not isinstance(mechanism, dict) or not hasattr(config, "fields"):
                 continue
             node = graph.nodes[instance.node]
             path = (*node.path, "config", "mechanism")
@@ -180,10 +181,12 @@ class Site:
             facts["data"] = [self.datasets.fingerprint(config.data), self.datasets.binding(config.data).label, config.data]
         if graph.pipeline.noise_seed is not None:
             facts["noise"] = graph.pipeline.noise_seed
-        if getattr(config, "mechanism", None) or hasattr(config, "fields"):
-            facts["schemas"] = [
-                self.datasets.fingerprint(d) for d in datasets_of(graph, configs, instance) if self.datasets.has(d)
-            ]
+        if hasattr(config, "mechanism") or hasattr(config, "fields"):
+            bound = [d for d in datasets_of(graph, configs, instance) if self.datasets.has(d)]
+            facts["schemas"] = [self.datasets.fingerprint(d) for d in bound]
+        if isinstance(mechanism := getattr(config, "mechanism", None), dict):
+            facts["mechanism"] = [code_digest(self.registry.mechanism(mechanism["name"]))]
+            facts["mechanism"] += [self.datasets.tables(d) for d in bound]
         return facts
 
     def seed_of(self, instance: Instance) -> str:
@@ -292,7 +295,9 @@ class Site:
         graph, _ = self.need()
         raw = [(edge, ref) for edge in instance.edges() if (ref := self.find(edge)) is not None and ref.label.of("raw")]
         loaded = all(_is_source(graph, edge) for edge, _ in raw)
-        tables = [self.store.get(ref.kind, ref.digest) for _, ref in raw] if raw and loaded else [self.datasets.load(dataset)[0]]
+        tables: list[Artifact] = [self.datasets.load(dataset)[0]]
+        if raw and loaded:
+            tables = [self.store.get(ref.kind, ref.digest) for _, ref in raw]
         return {row["id"] for table in tables if isinstance(table, Records) for row in table}
 
     def _argument(self, value: Edge | tuple[Edge, ...]) -> Any:
@@ -313,7 +318,8 @@ class Site:
             raise ComponentError(Problem(what))
         for port, artifact in outputs.items():
             if not isinstance(artifact, declared[port].kind):
-                what = f"{instance.id}: output {port!r} is a {type(artifact).__name__}, declared is {declared[port].kind.__name__}"
+                kind = declared[port].kind.__name__
+                what = f"{instance.id}: output {port!r} is a {type(artifact).__name__}, declared is {kind}"
                 raise ComponentError(Problem(what))
 
     def _keep(self, instance: Instance, port: str, artifact: Artifact, context: SiteContext) -> Ref:

@@ -4,7 +4,7 @@
 from pathlib import Path
 from typing import Any
 
-from osmotic.plugins.contract import config_type, input_ports
+from osmotic.plugins.contract import Port, config_type, input_ports
 from osmotic.plugins.host import Registry
 from osmotic.schemas.errors import ConfigError, Problem, StoreError
 from osmotic.schemas.source import did_you_mean
@@ -32,18 +32,22 @@ def plan_text(plan: dict[str, Any]) -> str:
         [t["task"], t["component"], t["at"], ",".join(t["axes"]), str(t["instances"]), str(t["cached"]), "; ".join(t["why"])]
         for t in plan["tasks"]
     ]
-    crossings = [
-        [c["edge"], f"{c['from']} -> {c['to']}", c["label"].upper() if c["label"] == "exposed" else c["label"], c["kind"],
-         str(c["count"]), size(c["bytes"]) + (" last time" if c["known"] else "") if c["known"] else "not known yet", c["waive"] or ""]
-        for c in plan["crossings"]
-    ]  # fmt: skip
+    crossings = [_crossing(c) for c in plan["crossings"]]
     parts = [f"{plan['pipeline']}: {plan['count']['tasks']} tasks, {plan['count']['cached']} finished before"]
     parts.append(grid(["task", "component", "at", "axes", "runs", "cached", "why the others run"], tasks))
     if crossings:
-        parts.append("What crosses\n" + grid(["edge", "direction", "label", "kind", "times", "bytes", "waiver asked"], crossings))
+        head = ["edge", "direction", "label", "kind", "times", "bytes", "waiver asked"]
+        parts.append(f"What crosses\n{grid(head, crossings)}")
     if plan["budget"]:
-        parts.append("Budget, a document\n" + grid(["party", "data set", "task", "asked", "class", "spent", "cap"], _budget(plan)))
+        head = ["party", "data set", "task", "asked", "class", "spent", "cap"]
+        parts.append(f"Budget, a document\n{grid(head, _budget(plan))}")
     return "\n\n".join(parts)
+
+
+def _crossing(c: dict[str, Any]) -> list[str]:
+    label = c["label"].upper() if c["label"] == "exposed" else c["label"]
+    moved = f"{size(c['bytes'])} last time" if c["known"] else "not known yet"
+    return [c["edge"], f"{c['from']} -> {c['to']}", label, c["kind"], str(c["count"]), moved, c["waive"] or ""]
 
 
 def _budget(plan: dict[str, Any]) -> list[list[str]]:
@@ -66,17 +70,17 @@ def result_text(summary: dict[str, Any]) -> str:
         parts.append(f"Kept back (private data): metrics of {', '.join(table['withheld'])}; see each party's own folder.")
     moved = sum(c["bytes"] for c in summary["crossings"])
     outcome = summary["outcome"]
-    parts.append(
-        f"{outcome['tasks']} tasks: {outcome['ran']} ran, {outcome['cached']} found finished; "
-        f"{len(summary['crossings'])} crossings, {size(moved)} moved; {outcome['seconds']:.1f} s. Report: {summary['home']}/report.html"
-    )
+    done = f"{outcome['tasks']} tasks: {outcome['ran']} ran, {outcome['cached']} found finished"
+    crossed = f"{len(summary['crossings'])} crossings, {size(moved)} moved; {outcome['seconds']:.1f} s"
+    parts.append(f"{done}; {crossed}. Report: {summary['home']}/report.html")
     return "\n\n".join(p for p in parts if p)
 
 
 def _arms(table: dict[str, Any]) -> str:
     head = [table["axis"], *[f"{c['title']} (each seed) mean" for c in table["columns"]], "what crossed"]
-    rows = [[r["row"], *[_cell(r["cells"][c["metric"]]) for c in table["columns"]], r["guarantee"]] for r in table["rows"] if not r["apart"]]
-    apart = [[r["row"], *[_cell(r["cells"][c["metric"]]) for c in table["columns"]], r["guarantee"]] for r in table["rows"] if r["apart"]]
+    metrics = [c["metric"] for c in table["columns"]]
+    cells = {r["row"]: [r["row"], *[_cell(r["cells"][m]) for m in metrics], r["guarantee"]] for r in table["rows"]}
+    rows, apart = ([cells[r["row"]] for r in table["rows"] if r["apart"] is aside] for aside in (False, True))
     text = grid(head, rows + apart)
     if not apart:
         return text
@@ -108,9 +112,11 @@ def ledger_text(found: list[dict[str, Any]]) -> str:
     rows = []
     for party in found:
         for d in party["datasets"]:
-            details = "; ".join(f"{r['detail']} {r['class']}{' VOID: ' + r['void'] if r['void'] else ''}" for r in d["releases"])
+            void = [f" VOID: {r['void']}" if r["void"] else "" for r in d["releases"]]
+            details = "; ".join(f"{r['detail']} {r['class']}{v}" for r, v in zip(d["releases"], void, strict=True))
+            cap = f"{d['cap']:g}" if d["cap"] else "none"
             spent = f"{d['epsilon_largest']:g} a document"
-            rows.append([party["party"], d["dataset"], str(d["documents"]), spent, f"{d['cap']:g}" if d["cap"] else "none", details])
+            rows.append([party["party"], d["dataset"], str(d["documents"]), spent, cap, details])
     if not rows:
         return "nothing was released"
     return grid(["party", "data set", "documents", "largest epsilon", "cap", "releases"], rows)
@@ -120,12 +126,17 @@ def components_values(registry: Registry) -> list[dict[str, Any]]:
     """Name, first line of the docstring, ports."""
     values = []
     for name, entry in sorted(registry.components.items()):
-        ports = {p: f"{'all ' if q.gathered else ''}{q.kind.kind}{'?' if q.optional else ''}" for p, q in input_ports(entry.cls).items()}
+        ports = {p: _port_text(q) for p, q in input_ports(entry.cls).items()}
         outputs = {p: f"{o.kind.kind} ({o.label})" for p, o in entry.cls.outputs.items()}
         first = (entry.cls.__doc__ or "").strip().split("\n")[0]
         config = {k: str(f.description or "") for k, f in config_type(entry.cls).model_fields.items()}
-        values.append({"name": name, "does": first, "inputs": ports, "outputs": outputs, "config": config, "from": entry.distribution})
+        value = {"name": name, "does": first, "inputs": ports, "outputs": outputs, "config": config}
+        values.append({**value, "from": entry.distribution})
     return values
+
+
+def _port_text(port: Port) -> str:
+    return f"{'all ' if port.gathered else ''}{port.kind.kind}{'?' if port.optional else ''}"
 
 
 def components_text(values: list[dict[str, Any]]) -> str:

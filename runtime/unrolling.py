@@ -147,7 +147,9 @@ class _Unroller:
         bound: dict[str, Edge | tuple[Edge, ...]] = {}
         for port, feed in feeds.items():
             name = f"{node.name}.{port}"
-            ids = [(s, task_id(feed.producer.name, feed.cell, feed.round, k, s)) for s, k in self._senders(node, feed, party, each)]
+            ids = [
+                (s, task_id(feed.producer.name, feed.cell, feed.round, k, s)) for s, k in self._senders(node, feed, party, each)
+            ]
             edges = [Edge(i, feed.port, sender, party, name, feed.waive) for sender, i in ids if i in self.instances]
             if edges or not node.ports[port].optional:
                 bound[port] = self._fit(node, port, feed, party, tuple(edges))

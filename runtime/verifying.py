@@ -2,6 +2,7 @@
 """Look into the folder of a run afterwards: ledgers, transcripts, hashes; check that they hold together."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ def parties_of(home: Path) -> list[str]:
     folder = home / "parties"
     found = sorted(p.name for p in folder.iterdir() if (p / "ledger.sqlite").is_file()) if folder.is_dir() else []
     if not found:
-        raise DataError(Problem("not the folder of a run", str(home), fix="give the folder named with --home, e.g. osmotic-runs/fedcot"))
+        fix = "give the folder named with --home, e.g. osmotic-runs/fedcot"
+        raise DataError(Problem("not the folder of a run", str(home), fix=fix))
     return found
 
 
@@ -55,7 +57,7 @@ def verify(home: Path) -> dict[str, Any]:
     for party in parties_of(home):
         ledger = Ledger(home / "parties" / party)
         problems += [f"{party}: {text}" for text in ledger.chain_problems() + _charge_problems(ledger)]
-        crossings = [json.loads(body) for (body,) in ledger.query("SELECT body FROM crossings ORDER BY seq")]
+        crossings = list(_bodies(ledger, "crossings"))
         for entry in crossings:
             if entry["to"] != "report" and entry["kind"] != "call":
                 sides = ends.setdefault(entry["edge"], {"in": set(), "out": set()})
@@ -70,13 +72,27 @@ def verify(home: Path) -> dict[str, Any]:
     return {"parties": parties, "problems": problems}
 
 
+def _bodies(ledger: Ledger, table: str) -> Iterator[dict[str, Any]]:
+    """What the rows of a chain say; rows that say nothing readable are left to `chain_problems`."""
+    needed = {
+        "charges": {"release", "epsilon", "id", "payload"},
+        "crossings": {"edge", "to", "kind", "direction", "digest", "label"},
+    }
+    for (body,) in ledger.query(f"SELECT body FROM {table} ORDER BY seq"):
+        try:
+            entry = json.loads(body)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and needed[table] <= set(entry):
+            yield entry
+
+
 def _charge_problems(ledger: Ledger) -> list[str]:
     """Every release has exactly one charge of its epsilon, and every charge its release."""
     charged: dict[str, float] = {}
     content: dict[str, tuple[str, str]] = {}
     twice: list[str] = []
-    for (body,) in ledger.query("SELECT body FROM charges ORDER BY seq"):
-        entry = json.loads(body)
+    for entry in _bodies(ledger, "charges"):
         if entry["release"] in charged:
             twice.append(entry["release"])
         charged[entry["release"]] = entry["epsilon"]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The local transport, in process: every party has its own store, ledger and policy, and shares the interpreter."""
 
+import functools
 from collections.abc import Mapping
 
 from osmotic.runtime.service import Service
@@ -18,7 +19,7 @@ class InProcess:
         self.services = {party: Service(site, local=True) for party, site in sites.items()}
         for party, site in sites.items():
             site.outbound = self.request
-            site.progress = lambda task, done, total, note, party=party: watch(party, task, done, total, note)
+            site.progress = functools.partial(watch, party)
 
     def request(self, party: str, header: Header, blob: bytes = b"") -> Reply:
         """Ask a party's service."""

@@ -4,6 +4,7 @@
 The parent only carries bytes. A worker that dies ends the run with its name and its exit status.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -14,13 +15,15 @@ from typing import BinaryIO
 
 from osmotic.runtime.transports import frames
 from osmotic.runtime.transports.base import Header, Reply, Watch
-from osmotic.schemas.errors import PeerError, Problem
+from osmotic.schemas.errors import OsmoticError, PeerError, Problem
 
 
 class Worker:
     """One party's process and the lock of its pipe."""
 
-    def __init__(self, party: str, home: Path, sites: Path | None, environment: Mapping[str, str], binds: tuple[str, ...]) -> None:
+    def __init__(
+        self, party: str, home: Path, sites: Path | None, environment: Mapping[str, str], binds: tuple[str, ...]
+    ) -> None:
         self.party = party
         self.lock = threading.Lock()
         command = [sys.executable, "-m", "osmotic.runtime.worker", "--party", party, "--home", str(home)]
@@ -44,6 +47,8 @@ class Processes:
     def __init__(self, parties: list[str], home: Path, sites: Path | None, watch: Watch, binds: tuple[str, ...] = ()) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
         self.watch = watch
+        self.calls: dict[str, str] = {}  # party that waits for a model call -> party that is asked
+        self.calling = threading.Lock()
         self.workers = {party: Worker(party, home, sites, environment, binds) for party in parties}
 
     def request(self, party: str, header: Header, blob: bytes = b"") -> Reply:
@@ -66,39 +71,57 @@ class Processes:
                     if kind == "progress":
                         self.watch(party, answer["task"], answer["done"], answer["total"], answer["note"])
                     else:
-                        frames.write(to, *self._tagged(self.request(answer.pop("to"), answer, body)))
-            except (BrokenPipeError, ConnectionError) as error:
+                        frames.write(to, *self._call(party, answer.pop("to"), answer, body))
+            except (OSError, ValueError) as error:  # the pipe is broken, or was closed because the run ends
                 raise self._lost(worker) from error
 
-    def _tagged(self, reply: Reply) -> Reply:
-        return {**reply[0], "frame": "outbound"}, reply[1]
+    def _call(self, party: str, to: str, header: Header, body: bytes) -> Reply:
+        """A model call from one party to another, as a frame for the caller; whatever goes wrong is the caller's to hear."""
+        with self.calling:
+            self.calls[party] = to
+            seen, asked = {party}, to
+            while asked in self.calls and asked not in seen:
+                seen.add(asked)
+                asked = self.calls[asked]
+            circle = asked in seen
+        try:
+            if circle:  # both hold their own pipe: waiting would never end
+                raise PeerError(Problem(f"{party} and {to} wait for each other's models"))
+            reply, answer = self.request(to, header, body)
+        except OsmoticError as error:
+            reply, answer = {"error": {"code": str(error.code), "exit": error.exit_code, "problems": []}}, b""
+        finally:
+            with self.calling:
+                self.calls.pop(party, None)
+        return {**reply, "frame": "outbound"}, answer
 
     def _lost(self, worker: Worker) -> PeerError:
-        status = worker.process.wait(timeout=10)
+        try:
+            status = worker.process.wait(timeout=2)
+        except subprocess.TimeoutExpired:
+            worker.process.kill()
+            status = worker.process.wait()
         why = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
         fix = "run the same command again: what was finished is kept"
         return PeerError(Problem(f"the process of {worker.party} ended during the run", why=why, fix=fix))
 
     def close(self) -> None:
-        """Close the pipes; a worker ends when its input ends. One that does not is ended."""
+        """End every worker: an idle one ends when its input ends, one that is at work is killed (it goes on from there)."""
         for worker in self.workers.values():
-            for pipe in (worker.process.stdin, worker.process.stdout):
-                if pipe is not None and pipe is worker.process.stdin:
-                    with_closed(pipe)
+            if worker.lock.locked():
+                worker.process.kill()
+            elif worker.process.stdin is not None:
+                with contextlib.suppress(OSError):
+                    worker.process.stdin.close()
         for worker in self.workers.values():
             try:
-                worker.process.wait(timeout=10)
+                worker.process.wait(timeout=5)
             except subprocess.TimeoutExpired:
                 worker.process.kill()
                 worker.process.wait()
-            if worker.process.stdout is not None:
-                worker.process.stdout.close()
+        for worker in self.workers.values():
+            with worker.lock:  # whoever was waiting for an answer has seen the end of it
+                for pipe in worker.pipes():
+                    with contextlib.suppress(OSError):
+                        pipe.close()
         self.workers = {}
-
-
-def with_closed(pipe: object) -> None:
-    """Close a pipe whose other end may be gone."""
-    try:
-        pipe.close()  # type: ignore[attr-defined]
-    except (BrokenPipeError, OSError):
-        return
