@@ -18,7 +18,7 @@ from osmotic.runtime.policies import Policies, beside, check_binds, open_site, p
 from osmotic.runtime.run import Runner, Watcher, accept, locked
 from osmotic.runtime.site import Site
 from osmotic.runtime.store import disk
-from osmotic.schemas.errors import ConfigError, Problem, RefusedError
+from osmotic.schemas.errors import ConfigError, OsmoticError, Problem, RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,9 +43,13 @@ class Prepared:
 
     def open(self, passing: bool = False) -> dict[str, Site]:
         """Open every party's site; passing: those that never ran keep nothing on disk."""
-        for party in self.graph.role_of:
-            fresh = not (self.home / "parties" / party).is_dir()
-            self.sites[party] = open_site(party, self.home, self.policies, self.registry, passing and fresh)
+        try:
+            for party in self.graph.role_of:
+                fresh = not (self.home / "parties" / party).is_dir()
+                self.sites[party] = open_site(party, self.home, self.policies, self.registry, passing and fresh)
+        except OsmoticError:
+            self.close()
+            raise
         return self.sites
 
     def close(self) -> None:
@@ -166,9 +170,10 @@ def plan(
     from osmotic.runtime.planning import describe
 
     ready = prepare(pipeline, overrides=overrides, sites=sites, home=home, binds=binds, registry=registry)
+    opened = ready.open(passing=True)
     try:
-        sites_open, inferred = ready.open(passing=True), ready.flow()
-        return describe(ready.graph, ready.configs, sites_open, inferred, ready.refusals(inferred))
+        inferred = ready.flow()
+        return describe(ready.graph, ready.configs, opened, inferred, ready.refusals(inferred))
     finally:
         ready.close()
 

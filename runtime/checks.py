@@ -14,7 +14,7 @@ from osmotic.plugins.host import Registry
 from osmotic.runtime.data import Datasets
 from osmotic.runtime.graph import Cell, Graph, Instance, Node
 from osmotic.runtime.nodes import word
-from osmotic.runtime.releases import mechanism_config, split
+from osmotic.runtime.releases import split
 from osmotic.schemas.errors import ConfigError, OsmoticError, Problem
 from osmotic.schemas.messages import fingerprint
 from osmotic.schemas.policy import SitePolicy
@@ -62,13 +62,13 @@ class Configs:
         except ValidationError as error:
             self._made[(node.name, cell)] = None
             located = problems_of(error, model, self.graph.loaded.source, ())
-            self.problems += [self._place(node, cell, p) for p in located]
+            self.problems += [self.place(node, cell, p) for p in located]
             return
         self._made[(node.name, cell)] = made
         self._mechanism(node, cell, made)
         self._model_names(node, cell, made)
 
-    def _place(self, node: Node, cell: Cell, problem: Problem) -> Problem:
+    def place(self, node: Node, cell: Cell, problem: Problem) -> Problem:
         """Put a configuration problem where the value was written: in the patch that set it, or in the task."""
         keys = tuple(int(k) if k.isdigit() else k for k in problem.path.split(".")) if problem.path else ()
         source = self.graph.loaded.source
@@ -85,18 +85,25 @@ class Configs:
             return
         try:
             name, values = split(mechanism)
-            mechanism_config(self.graph.registry, name, values)
+            model = config_type(self.graph.registry.mechanism(name))
         except ConfigError as error:
-            for p in error.problems:
-                path = p.path or "mechanism.name"
-                self.problems.append(self._place(node, cell, Problem(p.what, "", path, p.why, p.fix)))
+            first = error.problems[0]
+            problem = Problem(first.what, "", "mechanism.name", first.why, first.fix)
+            self.problems.append(self.place(node, cell, problem))
+            return
+        try:
+            model.model_validate(values)
+        except ValidationError as error:
+            for p in problems_of(error, model, self.graph.loaded.source):
+                path = f"mechanism.{p.path}" if p.path else "mechanism"
+                self.problems.append(self.place(node, cell, Problem(p.what, "", path, p.why, p.fix)))
 
     def _model_names(self, node: Node, cell: Cell, config: Any) -> None:
         for key in model_fields(config):
             name = getattr(config, key)
             if name is not None and name not in self.graph.pipeline.models:
                 fix = did_you_mean(name, self.graph.pipeline.models)
-                self.problems.append(self._place(node, cell, Problem(f"unknown model {name!r}", "", key, fix=fix)))
+                self.problems.append(self.place(node, cell, Problem(f"unknown model {name!r}", "", key, fix=fix)))
 
     def _models(self) -> None:
         source = self.graph.loaded.source
@@ -166,11 +173,13 @@ def slot_problems(graph: Graph, configs: Configs, party: str, datasets: Datasets
 
 def _slots(graph: Graph, configs: Configs, instance: Instance, datasets: Datasets) -> list[Problem]:
     node = graph.nodes[instance.node]
-    path: Key = (*node.path, "config")
-    where, shown = graph.loaded.source.where(path), ".".join(map(str, path))
+    config = configs.of(instance)
     problems: list[Problem] = []
     for schema in _schemas(graph, configs, instance, datasets, problems):
-        problems += [Problem(text, where, shown) for text in configs.checked(node, configs.of(instance), schema)]
+        for text in configs.checked(node, config, schema):
+            key, colon, rest = text.partition(": ")  # checks begin with the key that they are about
+            known = bool(colon) and key.split(".")[0] in type(config).model_fields
+            problems.append(configs.place(node, instance.cell, Problem(rest, path=key) if known else Problem(text)))
     return problems
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+STOPPED = 130
 UsageError: Any = typer.BadParameter.__base__  # typer's own class: some versions bring their own click
 
 app = typer.Typer(
@@ -191,6 +192,8 @@ def _guard(command: Callable[[], Any]) -> int:
 
     try:
         result = command()
+        if result == STOPPED:  # typer's answer to an interrupt
+            raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except OsmoticError as error:
         print(_shown(error), file=sys.stderr)
@@ -200,7 +203,7 @@ def _guard(command: Callable[[], Any]) -> int:
         return 2
     except (KeyboardInterrupt, typer.Abort):
         print("stopped; run the same command again to go on from here", file=sys.stderr)
-        return 130
+        return STOPPED
     except BrokenPipeError:
         return 0
 

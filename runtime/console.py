@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Progress of a run: live lines at a terminal, plain lines elsewhere. Counts, names of tasks and seconds only."""
 
+import shutil
 import threading
 import time
 from typing import TextIO
@@ -48,7 +49,7 @@ class Console:
                 if now - self.last.get("", 0.0) > 0.1:
                     self.last[""] = now
                     self._show()
-            elif now - self.last.get(task, now if task in self.last else 0.0) > EVERY or task not in self.last:
+            elif task not in self.last or now - self.last[task] > EVERY:
                 self.last[task] = now
                 if done:
                     self._line(f"    {self.current[party]}")
@@ -60,6 +61,7 @@ class Console:
     def _show(self) -> None:
         if self.live and self.current:
             text = "  |  ".join(self.current[p] for p in sorted(self.current))
-            print(f"\r\x1b[K{text[:150]}", end="", file=self.stream, flush=True)
+            width = shutil.get_terminal_size().columns - 1  # one line: a longer one could not be cleared
+            print(f"\r\x1b[K{text[:width]}", end="", file=self.stream, flush=True)
         elif self.live:
             print("\r\x1b[K", end="", file=self.stream, flush=True)

@@ -8,7 +8,7 @@ from osmotic.plugins.contract import Records
 from osmotic.plugins.datafiles import load_records
 from osmotic.plugins.spaces import load_schema, resolve
 from osmotic.runtime.keys import file_digest
-from osmotic.schemas.errors import DataError, Problem, RefusedError
+from osmotic.schemas.errors import ConfigError, DataError, Problem, RefusedError
 from osmotic.schemas.messages import fingerprint
 from osmotic.schemas.policy import DataBinding, SitePolicy
 from osmotic.schemas.records import RecordSchema
@@ -36,17 +36,26 @@ class Datasets:
     def schema(self, name: str) -> RecordSchema:
         """Its public schema."""
         if name not in self._schemas:
-            self._schemas[name] = _schema(self.binding(name).schema_, self.base)
+            try:
+                self._schemas[name] = _schema(self.binding(name).schema_, self.base)
+            except ConfigError as error:
+                if error.problems[0].where:
+                    raise
+                first, path = error.problems[0], f"{self.party}.data.{name}.schema"
+                raise ConfigError(Problem(f"the schema of {name!r}: {first.what}", "", path, first.why, first.fix)) from error
         return self._schemas[name]
 
     def path(self, name: str) -> Path:
         """Its file; raises DataError when it is missing."""
         binding = self.binding(name)
-        path = resolve(binding.path, self.base)
-        if not path.is_file():
-            fix = f"bind it: osmotic run ... --bind {name}=FILE" if binding.path == "???" else "correct 'path' in the site file"
-            raise DataError(Problem(f"the file of {name!r} is not there", str(path), f"{self.party}.data.{name}.path", fix=fix))
-        return path
+        try:
+            return resolve(binding.path, self.base)
+        except ConfigError as error:
+            first = error.problems[0]
+            bind = f"bind it: osmotic run ... --bind {name}=FILE"
+            fix = bind if binding.path == "???" else first.fix or f"correct 'path' in the site file, or {bind}"
+            what = f"the file of {name!r} is not there: {first.what}"
+            raise DataError(Problem(what, path=f"{self.party}.data.{name}.path", why=first.why, fix=fix)) from error
 
     def load(self, name: str) -> tuple[Records, RecordSchema]:
         """Its records and schema; raises DataError with every problem found."""

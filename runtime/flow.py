@@ -63,25 +63,34 @@ def infer(graph: Graph, policies: Mapping[str, SitePolicy]) -> Flow:
 
 
 def cross(graph: Graph, edge: Edge, label: Label, policies: Mapping[str, SitePolicy]) -> tuple[Label, str]:
-    """The label after the crossing, and why it is refused ('' when it is not)."""
+    """The label after the crossing, and why it is refused ('' when it is not).
+
+    What was refused goes on as if everybody might see it: one mistake is not told again at every later edge.
+    """
+    if label.word in ("public", "protected"):
+        return label, ""
+    everybody = tuple(graph.pipeline.parties)
     for owner in sorted({e.owner for e in label.of("raw")}):
-        datasets = [e.ref for e in label.of("raw") if e.owner == owner]
         if owner != edge.sender:
-            return label, f"raw data of {owner} at {edge.sender}"
-        observers: tuple[str, ...] = ("server",)
-        if owner in policies:
-            waiver, why = granted(policies[owner], edge.name, edge.waive, datasets)
-            if waiver is None:
-                why = f"private data of {owner} ({', '.join(datasets)}) would cross: {why}"
-                return label.exposed(owner, edge.name, observers), why
-            observers = waiver.observers
-        elif edge.waive is None:
-            why = f"private data of {owner} would cross: the plan asks for no waiver"
-            return label.exposed(owner, edge.name, observers), why
-        else:
-            observers = tuple(graph.pipeline.parties)
+            return label.exposed(owner, edge.name, everybody), f"raw data of {owner} at {edge.sender}"
+        names = [e.ref for e in raw_entries(label, owner)]
+        observers, why = _grant(edge, names, policies[owner]) if owner in policies else _unknown(edge, everybody)
+        if why:
+            what = f"private data of {owner} ({', '.join(names)}) would cross: {why}"
+            return label.exposed(owner, edge.name, everybody), what
         label = label.exposed(owner, edge.name, observers)
     return label, _unseen(graph, edge, label)
+
+
+def _grant(edge: Edge, datasets: list[str], policy: SitePolicy) -> tuple[tuple[str, ...], str]:
+    """(who may see it, why it is refused) by the owner's policy."""
+    waiver, why = granted(policy, edge.name, edge.waive, datasets)
+    return (waiver.observers, "") if waiver else ((), why)
+
+
+def _unknown(edge: Edge, everybody: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
+    """The same for an owner whose policy is not known here: it checks for itself."""
+    return everybody, "" if edge.waive else "the plan asks for no waiver"
 
 
 def _unseen(graph: Graph, edge: Edge, label: Label) -> str:

@@ -105,14 +105,18 @@ def _sizes(ledger: Ledger) -> dict[str, int]:
 def _budget(graph: Graph, configs: Configs, sites: Mapping[str, Site]) -> list[dict[str, Any]]:
     """Per party and data set: what each releasing task asks a document, what is spent and left."""
     rows: dict[tuple[str, str, str], dict[str, Any]] = {}
+    done: set[tuple[Any, ...]] = set()
     for instance in graph.instances.values():
         config, site = configs.of(instance), sites[instance.party]
         if not isinstance(getattr(config, "mechanism", None), dict):
             continue
         for dataset in datasets_of(graph, configs, instance):
-            if site.datasets.has(dataset):
-                prepared = site.asked(dataset, config)
-                rows.setdefault((instance.party, dataset, prepared.parameters), _row(instance, dataset, site, prepared))
+            asked = (instance.party, dataset, instance.node, instance.cell)  # the same in every round
+            if asked in done or not site.datasets.has(dataset):
+                continue
+            done.add(asked)
+            prepared = site.asked(dataset, config)
+            rows.setdefault((instance.party, dataset, prepared.parameters), _row(instance, dataset, site, prepared))
     return list(rows.values())
 
 

@@ -4,6 +4,7 @@
 Problems are collected and raised together, each with its place.
 """
 
+import re
 from collections.abc import Iterator
 
 from osmotic.plugins.contract import Metrics, Records, input_ports
@@ -13,6 +14,8 @@ from osmotic.runtime.nodes import Node, Reference, all_patches, axes_in, placeho
 from osmotic.schemas.errors import ConfigError, Problem
 from osmotic.schemas.pipeline import InputSpec, Repeat, RepeatSpec, TaskSpec
 from osmotic.schemas.source import Key, did_you_mean
+
+VALUE = re.compile(r"[^\x00-\x1f,=\[\]@>]{1,64}")
 
 
 class Builder:
@@ -49,12 +52,18 @@ class Builder:
     # ---- tasks one by one ----
 
     def _values(self) -> None:
-        """Values of an axis must look different: they are part of identities."""
+        """Values of an axis must look different and plain: they are part of identities."""
         for axis, values in self.pipeline.matrix.items():
             words = [word(v) for v in values]
             twice = sorted({w for w in words if words.count(w) > 1})
             if twice:
                 self._problem(("matrix", axis), f"the value {twice[0]!r} stands twice")
+            if axis in ("for", "round"):
+                self._problem(("matrix", axis), f"an axis cannot be called {axis!r}", "it is part of every identity")
+            for i, one in enumerate(words):
+                if not VALUE.fullmatch(one):
+                    what = f"the value {one[:80]!r} cannot be part of an identity"
+                    self._problem(("matrix", axis, i), what, "1 to 64 characters, none of , = [ ] @ >; texts go under 'text'")
 
     def _add(self, name: str, spec: TaskSpec, path: Key, group: str | None, repeat: Repeat | None) -> None:
         parties = self.pipeline.parties

@@ -143,7 +143,9 @@ class Releaser:
             self._store(db, {k: v for k, v in drawn.items() if k not in found}, prepared, dataset)
             for row, (lookup, _) in zip(records, wanted, strict=True):
                 identity, payload = found.get(lookup) or drawn[lookup][:2]
-                released.append({"id": identity, **payload})
+                released.append(
+                    {"id": identity, **{field: payload[field] for field in prepared.fields}}
+                )  # in the order asked for
                 key.append({"released": identity, "id": row["id"]})
             released.sort(key=lambda r: r["id"])
             result = Records(released)

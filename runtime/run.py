@@ -226,10 +226,9 @@ class Runner:
                 self.condition.notify_all()
 
     def _step(self, instance: Instance) -> None:
-        for party, header, blob in self.deliveries.pop(instance.id, []):
-            ask(self.transport, party, header, blob)
         earlier = self._stopped_before(instance)
         cached, seconds = False, 0.0
+        self._deliver(instance, self.deliveries.pop(instance.id, []), bool(earlier))
         if earlier:
             ask(self.transport, instance.party, {"op": "alias", "id": instance.id, "earlier": earlier})
         else:
@@ -247,6 +246,16 @@ class Runner:
             self.condition.notify_all()
         self.watcher.task(instance, cached, seconds)
 
+    def _deliver(self, instance: Instance, waiting: list[tuple[str, Header, bytes]], stopped: bool) -> None:
+        """Hand in what has crossed for an instance. For a round that may not be needed, nothing crosses before it is."""
+        if stopped:
+            return
+        if self._gate(instance):
+            edges = {edge_id(edge, instance.id): edge for edge in instance.edges() if edge.crossing}
+            waiting = [*waiting, *(self._take(instance, edge) for edge in edges.values())]
+        for party, header, blob in waiting:
+            ask(self.transport, party, header, blob)
+
     def _done(self, instance: Instance) -> None:
         self.left -= 1
         for identity in self.dependents.get(instance.id, ()):
@@ -258,18 +267,21 @@ class Runner:
 
     def _collect(self, instance: Instance) -> list[tuple[str, tuple[str, Header, bytes]]]:
         """Take what leaves this party from its membrane now; it is handed in just before its consumer runs."""
-        found = []
-        for consumer, edge in self.graph.consumers.get(instance.id, ()):
-            if not edge.crossing or self._stopped_before(consumer):
-                continue
-            identity = edge_id(edge, consumer.id)
-            have = self.held.get(edge.receiver, {}).get(identity, "")
-            header = {"op": "pull", "id": consumer.id, "producer": edge.producer, "port": edge.port, "have": have}
-            reply, blob = ask(self.transport, edge.sender, header)
-            with self.condition:
-                self.outcome.crossings.append(Crossed(identity, edge.name, edge.sender, edge.receiver, len(blob)))
-            found.append((consumer.id, self._delivery(consumer, edge, bool(reply["same"]), blob)))
-        return found
+        edges = {
+            edge_id(edge, consumer.id): (consumer, edge)
+            for consumer, edge in self.graph.consumers.get(instance.id, ())
+            if edge.crossing and not self._gate(consumer)
+        }
+        return [(consumer.id, self._take(consumer, edge)) for consumer, edge in edges.values()]
+
+    def _take(self, consumer: Instance, edge: Edge) -> tuple[str, Header, bytes]:
+        identity = edge_id(edge, consumer.id)
+        have = self.held.get(edge.receiver, {}).get(identity, "")
+        header = {"op": "pull", "id": consumer.id, "producer": edge.producer, "port": edge.port, "have": have}
+        reply, blob = ask(self.transport, edge.sender, header)
+        with self.condition:
+            self.outcome.crossings.append(Crossed(identity, edge.name, edge.sender, edge.receiver, len(blob)))
+        return self._delivery(consumer, edge, bool(reply["same"]), blob)
 
     def _delivery(self, consumer: Instance, edge: Edge, same: bool, blob: bytes) -> tuple[str, Header, bytes]:
         if same:

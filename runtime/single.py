@@ -11,12 +11,13 @@ from typing import Any
 
 from osmotic.plugins.contract import Artifact, Component, Config, Context, Out, Outputs, Records, input_ports
 from osmotic.plugins.host import Registered, Registry
-from osmotic.runtime.checks import Configs
+from osmotic.runtime.checks import Configs, slot_problems
 from osmotic.runtime.data import Datasets
 from osmotic.runtime.graph import Graph
 from osmotic.runtime.load import load_text
 from osmotic.runtime.policies import Policies, open_site
 from osmotic.runtime.run import locked
+from osmotic.runtime.site import Site
 from osmotic.schemas.artifacts import digest_of
 from osmotic.schemas.errors import ConfigError, DataError, Problem, RefusedError
 from osmotic.schemas.messages import fingerprint
@@ -54,7 +55,10 @@ class GivenData(Datasets):
         """Of the given content and the schema; `GivenConfig` has the digest of whatever is not records."""
         if name != self.name:
             return super().fingerprint(name)
-        content = digest_of(self.records.kind, self.records.to_files()) if self.records is not None else ""
+        content = ""
+        if self.records is not None:
+            checked, _ = self.load(name)
+            content = digest_of(checked.kind, checked.to_files())
         return fingerprint([content, self.schema(name).model_dump(mode="json")])
 
 
@@ -86,17 +90,24 @@ class Call:
             try:
                 if records is not None or inputs:
                     site.datasets = GivenData(site.datasets, self.data, records)
-                configs = Configs(graph)
-                problems = site.objections(graph, configs)
-                if problems:
-                    raise RefusedError(*problems)
-                site.take(graph, configs)
-                for instance in graph.instances.values():
-                    site.run(instance.id)
-                refs = site.results[f"called@{self.party}"]
-                return {port: site.store.get(ref.kind, ref.digest) for port, ref in refs.items()}
+                return self._outputs(site, graph)
             finally:
                 site.ledger.close()
+
+    def _outputs(self, site: Site, graph: Graph) -> dict[str, Artifact]:
+        """Check the plan as for a pipeline, run it, read what the called task gave."""
+        configs = Configs(graph)
+        problems = slot_problems(graph, configs, self.party, site.datasets)
+        if problems:
+            raise ConfigError(*problems)
+        problems = site.objections(graph, configs)
+        if problems:
+            raise RefusedError(*problems)
+        site.take(graph, configs)
+        for instance in graph.instances.values():
+            site.run(instance.id)
+        refs = site.results[f"called@{self.party}"]
+        return {port: site.store.get(ref.kind, ref.digest) for port, ref in refs.items()}
 
     def _graph(self, inputs: dict[str, Artifact], loaded: str | None) -> Graph:
         """The component behind a record_loader (port `loaded`) and a source for each given artifact."""

@@ -21,7 +21,7 @@ from osmotic.runtime.load import load_text
 from osmotic.runtime.ports import RemoteModel
 from osmotic.runtime.releases import Prepared, Releaser
 from osmotic.runtime.store import Store
-from osmotic.schemas.errors import ComponentError, Problem, RefusedError
+from osmotic.schemas.errors import ComponentError, ConfigError, Problem, RefusedError
 from osmotic.schemas.labels import Label, released
 from osmotic.schemas.messages import fingerprint
 from osmotic.schemas.policy import SitePolicy
@@ -98,6 +98,7 @@ class Site:
     def _asked(self, graph: Graph, configs: Configs) -> list[Problem]:
         """Mechanisms and budgets that the plan asks of this party's data, before a single record is read."""
         problems: list[Problem] = []
+        done: set[tuple[Any, ...]] = set()
         for instance in graph.at(self.party):
             config = configs.of(instance)
             mechanism = getattr(config, "mechanism", None)
@@ -107,9 +108,12 @@ class Site:
             path = (*node.path, "config", "mechanism")
             where, shown = graph.loaded.source.where(path), ".".join(map(str, path))
             for dataset in datasets_of(graph, configs, instance):
+                if (instance.node, instance.cell, dataset) in done:  # the same in every round
+                    continue
+                done.add((instance.node, instance.cell, dataset))
                 try:
                     self._budget(dataset, config)
-                except RefusedError as error:
+                except (ConfigError, RefusedError) as error:
                     problems += [Problem(p.what, where, shown, p.why, p.fix) for p in error.problems]
         return list(dict.fromkeys(problems))
 
@@ -285,7 +289,8 @@ class Site:
             documents=lambda dataset: self._documents(instance, dataset),
             progress=lambda done, total, note: self.progress(instance.id, done, total, note),
         )  # fmt: skip
-        arguments = {port: self._argument(value) for port, value in instance.inputs.items()}
+        arguments = {port: None for port in node.ports}  # an optional input that is not connected
+        arguments |= {port: self._argument(value) for port, value in instance.inputs.items()}
         outputs = dict(component.run(context, **arguments))
         self._check_outputs(instance, outputs)
         return {port: self._keep(instance, port, artifact, context) for port, artifact in outputs.items()}

@@ -23,7 +23,9 @@ def summarise(graph: Graph, transport: Transport, outcome: Outcome) -> dict[str,
     """Everything that the whole's table and report show; what a party keeps back is named, not shown."""
     arms = rows_of(graph)
     accounts = account(graph, transport, [e for e in _edges(graph, list(graph.instances))])
-    by_row = {row: account(graph, transport, _edges(graph, graph.ancestors([i.id for i in found]))) for row, found in arms.items()}
+    by_row = {
+        row: account(graph, transport, _edges(graph, graph.ancestors([i.id for i in found]))) for row, found in arms.items()
+    }
     table = _table(graph, transport, arms, by_row)
     return {
         "pipeline": graph.pipeline.name,
@@ -137,7 +139,9 @@ def _row(row: str, found: list[dict[str, Any]], columns: list[dict[str, str]], g
     return {"row": row, "guarantee": guarantee, "apart": apart, "cells": cells}
 
 
-def _comparisons(measured: dict[str, list[dict[str, Any]]], columns: list[dict[str, str]], first: str) -> Iterator[dict[str, Any]]:
+def _comparisons(
+    measured: dict[str, list[dict[str, Any]]], columns: list[dict[str, str]], first: str
+) -> Iterator[dict[str, Any]]:
     """Each row against the first, paired by test record."""
     for row in measured:
         for column in columns if row != first else ():

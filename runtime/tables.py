@@ -68,12 +68,33 @@ def result_text(summary: dict[str, Any]) -> str:
         parts += [_arms(table), _differences(table)]
     if table["withheld"]:
         parts.append(f"Kept back (private data): metrics of {', '.join(table['withheld'])}; see each party's own folder.")
+    if summary["crossings"]:
+        parts.append(_crossed(summary))
     moved = sum(c["bytes"] for c in summary["crossings"])
     outcome = summary["outcome"]
     done = f"{outcome['tasks']} tasks: {outcome['ran']} ran, {outcome['cached']} found finished"
     crossed = f"{len(summary['crossings'])} crossings, {size(moved)} moved; {outcome['seconds']:.1f} s"
     parts.append(f"{done}; {crossed}. Report: {summary['home']}/report.html")
     return "\n\n".join(p for p in parts if p)
+
+
+def _crossed(summary: dict[str, Any]) -> str:
+    """What crossed, one line an edge as written."""
+    waived = {e["name"] for e in summary["graph"]["edges"] if e["waived"]}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for crossing in summary["crossings"]:
+        found.setdefault(crossing["name"], []).append(crossing)
+    rows = [
+        [name, _who(cs, "sender") + " -> " + _who(cs, "receiver"), str(len(cs)), size(sum(c["bytes"] for c in cs)),
+         "WAIVED" if name in waived else ""]
+        for name, cs in found.items()
+    ]  # fmt: skip
+    return grid(["what crossed", "direction", "times", "bytes (new)", ""], rows)
+
+
+def _who(crossings: list[dict[str, Any]], end: str) -> str:
+    names = sorted({c[end] for c in crossings})
+    return ", ".join(names) if len(names) <= 3 else f"{len(names)} parties"
 
 
 def _arms(table: dict[str, Any]) -> str:

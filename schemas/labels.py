@@ -7,6 +7,7 @@ entries of kind ``release``; after a waiver a ``raw`` entry becomes ``exposed`` 
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 Source = Literal["raw", "release", "exposed"]
@@ -44,7 +45,7 @@ class Label:
         """Entries of one source, sorted."""
         return sorted(entry for entry in self.entries if entry.source == source)
 
-    @property
+    @cached_property
     def word(self) -> Literal["private", "exposed", "protected", "public"]:
         """The worst thing that is true of it, in one word."""
         sources = {entry.source for entry in self.entries}

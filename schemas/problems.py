@@ -24,7 +24,7 @@ _WORDS = {
     "bool_type": "must be true or false",
     "dict_type": "must be a mapping",
     "list_type": "must be a list",
-    "tuple_type": "must be a list",
+    "tuple_type": "must be a list (a plugin's tuple needs Field(strict=False) to take one)",
     "model_type": "must be a mapping",
     "model_attributes_type": "must be a mapping",
     "none_required": "must be null",

@@ -12,8 +12,11 @@ import pytest
 import yaml
 
 from osmotic.plugins.host import Registry, build_registry
+from osmotic.runtime.graph import Graph
+from osmotic.runtime.ledger import Ledger
+from osmotic.runtime.load import load_text
 
-TOYS = Path(__file__).parent / "toys"
+TOYS = Path(__file__).parent / "toy_plugin"
 SCHEMA = {"fields": {"colour": {"domain": ["red", "green", "blue", "white"]}, "size": {"domain": ["s", "m", "l"]}}}
 SANITIZE = {"name": "list-rr", "epsilon": 2, "k": 1}
 
@@ -57,9 +60,9 @@ class Shop:
             (self.folder / f"{party}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
             parties[party] = {"data": {"items": {"path": f"{party}.jsonl", "schema": SCHEMA, **self.binding}}}
         sites = {"osmotic_sites": 1, "defaults": self.defaults, "parties": {"hub": {}, **parties}}
-        (self.folder / "shop.sites.yaml").write_text(yaml.safe_dump(sites), encoding="utf-8")
+        (self.folder / "shop.sites.yaml").write_text(json.dumps(sites, indent=1), encoding="utf-8")
         pipeline = {"osmotic": 1, "name": "shop", "parties": {"server": "hub", "clients": ["north", "south"]}, **document}
-        (self.folder / "shop.yaml").write_text(yaml.safe_dump({**pipeline, "tasks": tasks}), encoding="utf-8")
+        (self.folder / "shop.yaml").write_text(json.dumps({**pipeline, "tasks": tasks}, indent=1), encoding="utf-8")
         return self.folder / "shop.yaml"
 
 
@@ -85,3 +88,57 @@ def tasks() -> Callable[..., dict[str, Any]]:
         return {"items": LOADED, "safe": SANITIZED, "counted": COUNTED, **more}
 
     return make
+
+
+# ---- for the tests of plans: text in, graph out ----
+
+
+@pytest.fixture(scope="session")
+def pieces(toys: Registry) -> Registry:
+    """The registry with the components of ``osmotic_pieces``."""
+    return build_registry(names=(), modules=[importlib.import_module("osmotic_pieces")])
+
+
+@pytest.fixture(scope="session")
+def graph(pieces: Registry) -> Callable[..., Graph]:
+    """Text of a pipeline (its head may be left out) and options of --set -> graph."""
+
+    def build(text: str, *overrides: str) -> Graph:
+        head = "" if "osmotic: 1" in text else "osmotic: 1\nname: toy\n"
+        if "parties:" not in text:
+            head += "parties: {server: hub, clients: [north, south]}\n"
+        return Graph(load_text(head + text, "toy.yaml", overrides), pieces)
+
+    return build
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Callable[..., Path]:
+    """Write a pipeline with a sites file, a schema and a data file beside it; returns the pipeline's path."""
+
+    def write(pipeline: str, sites: str | None = None, rows: int = 6) -> Path:
+        data = [{"id": f"r{i}", "colour": ("red", "green", "blue")[i % 3], "size": "s"} for i in range(rows)]
+        (tmp_path / "numbers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data), encoding="utf-8")
+        (tmp_path / "schema.yaml").write_text(yaml.safe_dump(SCHEMA), encoding="utf-8")
+        if sites is not None:
+            (tmp_path / "toy.sites.yaml").write_text(f"osmotic_sites: 1\n{sites}", encoding="utf-8")
+        (tmp_path / "toy.yaml").write_text(pipeline, encoding="utf-8")
+        return tmp_path / "toy.yaml"
+
+    return write
+
+
+@pytest.fixture
+def hashes() -> Callable[[Path], dict[str, str]]:
+    """The folder of a run -> digests of all that its tasks last gave, by ``TASK.port``."""
+
+    def read(home: Path) -> dict[str, str]:
+        found = {}
+        for folder in sorted((home / "parties").iterdir()):
+            ledger = Ledger(folder)
+            for identity, outputs in ledger.query("SELECT i.id, t.outputs FROM instances i JOIN tasks t ON t.key = i.key"):
+                found.update({f"{identity}.{port}": ref["digest"] for port, ref in json.loads(outputs).items()})
+            ledger.close()
+        return found
+
+    return read

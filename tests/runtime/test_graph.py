@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a pipeline to instances and edges; every mistake with its place."""
 
-import sys
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -242,13 +240,19 @@ def test_equal_texts_give_equal_graphs(graph: Build) -> None:
 
 
 def test_set_reaches_the_graph(graph: Build) -> None:
-    assert len(graph(LOOP.replace("START", "start"), "tasks.loop.repeat.times=5", "parties.clients=4").instances) == 1 + 5 * 5 + 4
+    assert (
+        len(graph(LOOP.replace("START", "start"), "tasks.loop.repeat.times=5", "parties.clients=4").instances) == 1 + 5 * 5 + 4
+    )
 
 
 # ---- mistakes: (what is in the file, where the message points, what it says) ----
 
 MISTAKES = [
-    ("tasks: {a: {component: mak, at: server}}", "toy.yaml:4:13 tasks.a.component:", "unknown component 'mak'\n    did you mean 'make'?"),
+    (
+        "tasks: {a: {component: mak, at: server}}",
+        "toy.yaml:4:13 tasks.a.component:",
+        "unknown component 'mak'\n    did you mean 'mask' or 'make'?",
+    ),
     ("tasks: {a: {component: make, at: servr}}", "tasks.a.at:", "unknown role 'servr'\n    did you mean 'server'?"),
     ("tasks: {a: {component: join, at: server, inputs: {a: b}}}", "tasks.a.inputs.a:", "unknown task 'b'"),
     (
@@ -278,6 +282,8 @@ MISTAKES = [
         "tasks.a.vary.arm.on:",
         "the axis 'arm' has no value 'on'\n    did you mean 'one'?",
     ),
+    ("matrix: {for: [1]}\ntasks: {a: {component: make, at: server}}", "matrix.for:", "cannot be called 'for'"),
+    ("matrix: {arm: [x, 'a->b']}\ntasks: {a: {component: make, at: server}}", "matrix.arm.1:", "the value 'a->b' cannot be"),
     ("matrix: {arm: [1, '1']}\ntasks: {a: {component: make, at: server}}", "matrix.arm:", "the value '1' stands twice"),
     (
         "text: {hello: x}\ntasks: {a: {component: make, at: server, config: {value: [1, '${text.hallo}']}}}",
@@ -300,7 +306,11 @@ MISTAKES = [
         "the tasks go round in a circle: a -> b -> a\n    use 'repeat' with 'carry'",
     ),
     ("tasks: {a: {component: join, at: server, inputs: {a: a}}}", "tasks.a.inputs.a:", "circle: a -> a"),
-    (LOOP.replace("START", "start").replace("carry.global", "carry.globl"), "tasks.loop.tasks.local.inputs.init:", "did you mean 'global'?"),
+    (
+        LOOP.replace("START", "start").replace("carry.global", "carry.globl"),
+        "tasks.loop.tasks.local.inputs.init:",
+        "did you mean 'global'?",
+    ),
     (LOOP.replace("START", "nothing"), "tasks.loop.repeat.carry.global.start:", "unknown task 'nothing'"),
     (LOOP.replace("START", "local"), "tasks.loop.repeat.carry.global.start:", "must come from before the repeat"),
     (LOOP.replace("START", "carry.global"), "tasks.loop.repeat.carry.global.start:", "by the inputs of a repeat's tasks only"),
@@ -315,7 +325,11 @@ MISTAKES = [
         "tasks.after.inputs.a:",
         "has no task 'averag'\n    did you mean 'average'?",
     ),
-    (LOOP.replace("START", "start").replace("a: loop.average", "a: carry.global"), "tasks.after.inputs.a:", "outside: LOOP.TASK"),
+    (
+        LOOP.replace("START", "start").replace("a: loop.average", "a: carry.global"),
+        "tasks.after.inputs.a:",
+        "outside: LOOP.TASK",
+    ),
     (
         """
 tasks:
@@ -369,7 +383,7 @@ tasks:
     ),
     (
         "matrix: {arm: [x, y]}\ntasks: {a: {component: make, at: server, vary: {arm: {y: {config: {size: many}}}}}}",
-        "toy.yaml:5:81 tasks.a.vary.arm.y.config.size:",
+        "toy.yaml:5:68 tasks.a.vary.arm.y.config.size:",
         "integer",
     ),
     (
@@ -377,7 +391,11 @@ tasks:
         "models.m.at:",
         "unknown role 'nowhere'",
     ),
-    ("models: {m: {type: magic, at: server}}\ntasks: {a: {component: make, at: server}}", "models.m.type:", "unknown model 'magic'"),
+    (
+        "models: {m: {type: magic, at: server}}\ntasks: {a: {component: make, at: server}}",
+        "models.m.type:",
+        "unknown model 'magic'",
+    ),
     ("tasks: {a: {component: make, at: server}}\nreport: {table: b}", "report.table:", "unknown task 'b'"),
     ("tasks: {a: {component: make, at: server}}\nreport: {table: a, rows: arm}", "report.rows:", "unknown axis 'arm'"),
     (
@@ -385,8 +403,12 @@ tasks:
         "report.apart.0:",
         "the axis 'arm' has no value 'z'",
     ),
-    ("tasks: {a: {component: load, at: clients}}\nreport: {samples: {some: a}}", "report.samples.some:", "write it as task.port\n    a.records"),
-]  # fmt: skip
+    (
+        "tasks: {a: {component: load, at: clients}}\nreport: {samples: {some: a}}",
+        "report.samples.some:",
+        "write it as task.port\n    a.records",
+    ),
+]
 
 
 @pytest.mark.parametrize(("text", "where", "what"), MISTAKES, ids=[f"{m[1]} {m[2].split(chr(10))[0]}" for m in MISTAKES])
@@ -398,7 +420,7 @@ def test_a_mistake_is_said_with_its_place(graph: Build, text: str, where: str, w
 
 def test_a_party_has_one_role(graph: Build) -> None:
     text = problem(graph, "osmotic: 1\nname: t\nparties: {a: hub, b: [hub]}\ntasks: {x: {component: make, at: a}}")
-    assert "toy.yaml:3:20 parties.b: the party 'hub' has two roles: 'a' and 'b'" in text
+    assert "toy.yaml:3:19 parties.b: the party 'hub' has two roles: 'a' and 'b'" in text
 
 
 UNTIL = """
@@ -435,12 +457,8 @@ def test_problems_come_together(graph: Build) -> None:
     assert len(problem(graph, text).split("toy.yaml:")) == 4
 
 
-def test_a_plugin_that_failed_to_load_is_quoted(registry: Registry) -> None:
-    broken = Registry(registry.components, registry.mechanisms, registry.models, {"garden": "ImportError: no trowel"})
+def test_a_plugin_that_failed_to_load_is_quoted(pieces: Registry) -> None:
+    broken = Registry(pieces.components, pieces.mechanisms, pieces.models, {"garden": "ImportError: no trowel"})
     text = "osmotic: 1\nname: toy\nparties: {server: hub}\ntasks: {a: {component: dig, at: server}}"
     with pytest.raises(ConfigError, match=r"plugin 'garden' could not be loaded: ImportError: no trowel"):
         Graph(load_text(text, "toy.yaml"), broken)
-
-
-def test_the_toys_are_where_their_code_can_be_hashed() -> None:
-    assert isinstance(sys.modules["osmotic_toys"], types.ModuleType)

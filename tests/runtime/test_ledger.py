@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 
 import pytest
+
 from osmotic.runtime.ledger import GENESIS, Ledger, TaskJournal
 from osmotic.schemas.errors import StoreError
 

@@ -55,7 +55,11 @@ def test_set_reads_the_value_as_the_file_would(text: str, value: object) -> None
 
 def test_set_reaches_places_in_lists_new_keys_and_keys_with_dots() -> None:
     pipeline = changed(
-        "tasks.made.config.deep.list.1=z", "seed=7", "text.hello=there", "tasks.made.vary.rate.0.5.config.size=9", "parties.clients=3"
+        "tasks.made.config.deep.list.1=z",
+        "seed=7",
+        "text.hello=there",
+        "tasks.made.vary.rate.0.5.config.size=9",
+        "parties.clients=3",
     ).pipeline
     task = pipeline.tasks["made"]
     assert task.config["deep"]["list"] == ["x", "z"]

@@ -5,6 +5,7 @@ import errno
 from pathlib import Path
 
 import pytest
+
 from osmotic.runtime import store as module
 from osmotic.runtime.store import Store
 from osmotic.schemas.artifacts import Document, Records

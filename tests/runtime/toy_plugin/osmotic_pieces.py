@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Toy components: records, documents and metrics, no models."""
+"""Toy components for the tests of plans: records, documents and metrics, no models."""
 
 from typing import Any
+
+from pydantic import Field
 
 from osmotic.plugins.contract import Component, Config, Context, Document, Gathered, Metrics, Out, Outputs, Records
 from osmotic.plugins.hookspecs import hookimpl
@@ -120,7 +122,7 @@ class Pick(Component[FilterConfig]):
 
 class MaskConfig(Config):
     mechanism: dict[str, Any]
-    fields: tuple[str, ...]
+    fields: tuple[str, ...] = Field(strict=False)
 
 
 class Mask(Component[MaskConfig]):

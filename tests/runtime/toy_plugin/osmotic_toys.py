@@ -12,8 +12,21 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from osmotic.plugins.contract import (
-    Answer, Component, Config, Context, Document, Gathered, Generation, Guarantee, Mechanism, Metrics, ModelName, ModelPlugin,
-    Out, Outputs, Records,
+    Answer,
+    Component,
+    Config,
+    Context,
+    Document,
+    Gathered,
+    Generation,
+    Guarantee,
+    Mechanism,
+    Metrics,
+    ModelName,
+    ModelPlugin,
+    Out,
+    Outputs,
+    Records,
 )  # fmt: skip
 from osmotic.plugins.hookspecs import hookimpl
 

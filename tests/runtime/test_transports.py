@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One conformance suite for every transport: the same pipeline, the same answers, errors and endings."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from osmotic.plugins.host import Registry
+from osmotic.runtime import api
+from osmotic.runtime.run import Runner, ask
+from osmotic.runtime.transports.processes import Processes
+from osmotic.runtime.verifying import verify
+from osmotic.schemas.errors import ComponentError, OsmoticError, PeerError, RefusedError
+
+Tasks = Callable[..., dict[str, Any]]
+Hashes = Callable[[Path], dict[str, str]]
+SEEDED = {"seeded": True}
+ECHO = {"echo": {"type": "toy-echo", "at": "server"}}
+
+
+class Seen:
+    """A watcher that remembers."""
+
+    def __init__(self) -> None:
+        self.tasks: list[str] = []
+        self.notes: list[tuple[str, str, int, int, str]] = []
+
+    def started(self, total: int) -> None:
+        self.total = total
+
+    def task(self, instance: Any, cached: bool, seconds: float) -> None:
+        self.tasks.append(instance.id)
+
+    def progress(self, party: str, task: str, done: int, total: int, note: str) -> None:
+        self.notes.append((party, task, done, total, note))
+
+
+@pytest.fixture(params=["in process", pytest.param("processes", marks=pytest.mark.slow)])
+def run(request: pytest.FixtureRequest, shop: Any, toys: Registry, toy_path: None) -> Iterator[Callable[..., dict[str, Any]]]:
+    def go(tasks: dict[str, Any], watcher: Any = None, home: str = "home", **document: Any) -> dict[str, Any]:
+        file = shop.write(tasks, **document)
+        return api.run(file, home=shop.folder / home, isolate=request.param == "processes", watcher=watcher, registry=toys)
+
+    go.isolated = request.param == "processes"  # type: ignore[attr-defined]
+    yield go
+
+
+def transcript(home: Path, party: str) -> list[dict[str, Any]]:
+    from osmotic.runtime.ledger import Ledger
+
+    ledger = Ledger(home / "parties" / party)
+    found = [json.loads(body) for (body,) in ledger.query("SELECT body FROM crossings ORDER BY seq")]
+    ledger.close()
+    return found
+
+
+def test_plan_run_and_run_again(run: Any, shop: Any, tasks: Tasks, hashes: Hashes) -> None:
+    seen = Seen()
+    first = run(tasks(), seen)
+    assert first["outcome"]["ran"] == 5 and sorted(seen.tasks) == sorted(first["outcome"]["times"])
+    assert {(c["sender"], c["receiver"]) for c in first["crossings"]} == {("north", "hub"), ("south", "hub")}
+    assert "epsilon 4 a document (2 fields x 2), certified" in first["guarantee"]["line"]
+    before = hashes(shop.home)
+    again = run(tasks())
+    assert again["outcome"]["ran"] == 0 and again["outcome"]["cached"] == 5
+    assert hashes(shop.home) == before and sum(c["bytes"] for c in again["crossings"]) == 0
+    assert again["guarantee"] == first["guarantee"]
+    found = verify(shop.home)
+    assert found["problems"] == [] and [p["charges"] for p in found["parties"]] == [0, 12, 12]
+
+
+@pytest.mark.slow
+def test_both_transports_give_equal_artifacts(shop: Any, toys: Registry, toy_path: None, tasks: Tasks, hashes: Hashes) -> None:
+    shop.defaults, shop.binding = SEEDED, {"purpose": "benchmark"}
+    more = {
+        "asked": {
+            "component": "asker",
+            "at": "clients",
+            "inputs": {"records": "safe"},
+            "config": {"model": "echo", "field": "colour"},
+        }
+    }
+    file = shop.write(tasks(**more), noise_seed=3, models=ECHO)
+    api.run(file, home=shop.folder / "one", registry=toys)
+    api.run(file, home=shop.folder / "two", isolate=True, registry=toys)
+    one, two = hashes(shop.folder / "one"), hashes(shop.folder / "two")
+    assert one == two and len(one) == 9
+
+
+def test_a_released_record_may_be_asked_about_elsewhere_once(run: Any, shop: Any, tasks: Tasks) -> None:
+    config = {"model": "echo", "field": "colour"}
+    made = tasks(asked={"component": "asker", "at": "clients", "inputs": {"records": "safe"}, "config": config})
+    first = run(made, models=ECHO)
+    calls = [e for e in transcript(shop.home, "north") if e["kind"] == "call"]
+    assert [(e["to"], e["word"], e["edge"]) for e in calls] == [
+        ("hub", "protected", "asked@north=>echo.generate"), ("hub", "protected", "asked@north=>echo.log_likelihood"),
+    ]  # fmt: skip
+    made["asked"]["config"] = {**config}
+    made["asked2"] = {**made["asked"], "inputs": {"records": "asked_in"}}
+    made["asked_in"] = {"component": "relay", "at": "clients", "inputs": {"records": "safe"}}
+    second = run(made, models=ECHO)
+    assert [e for e in transcript(shop.home, "north") if e["kind"] == "call"] == calls  # the same questions: not sent again
+    assert second["guarantee"]["line"] == first["guarantee"]["line"]
+
+
+def test_private_records_reach_a_model_elsewhere_only_if_the_site_trusts_it(run: Any, shop: Any, tasks: Tasks) -> None:
+    config = {"model": "echo", "field": "colour"}
+    made = {
+        "items": tasks()["items"],
+        "asked": {"component": "asker", "at": "clients", "inputs": {"records": "items"}, "config": config},
+    }
+    with pytest.raises(RefusedError, match="private data"):
+        run(made, models=ECHO)
+    assert not [e for e in transcript(shop.home, "north") if e["kind"] == "call"]
+    shop.defaults = {"endpoints": ["echo"]}
+    found = run(made, models=ECHO)
+    words = {e["word"] for e in transcript(shop.home, "north") if e["kind"] == "call"}
+    assert words == {"exposed"}
+    assert "unprotected" in found["guarantee"]["line"]  # a call is a crossing: the run says so
+
+
+def test_public_records_may_be_asked_about(run: Any, shop: Any, tasks: Tasks) -> None:
+    shop.binding = {"label": "public"}
+    config = {"model": "echo", "field": "colour"}
+    asked = {"component": "asker", "at": "clients", "inputs": {"records": "items"}, "config": config}
+    found = run({"items": tasks()["items"], "asked": asked}, models=ECHO)
+    assert "nothing crosses" in found["guarantee"]["line"]
+
+
+@pytest.mark.parametrize("how", ["raise", "exit", "wrong"])
+def test_a_component_that_fails_is_an_error_with_its_party_and_task(run: Any, tasks: Tasks, how: str) -> None:
+    made = tasks(broken={"component": "crasher", "at": "server", "config": {"how": how}})
+    with pytest.raises(ComponentError) as caught:
+        run(made)
+    assert caught.value.exit_code == 6 and "broken@hub" in "".join([str(caught.value), *caught.value.__notes__])
+
+
+def test_a_component_may_print_and_report_progress(run: Any, shop: Any, tasks: Tasks) -> None:
+    seen = Seen()
+    run({"talk": {"component": "talker", "at": "clients"}}, seen)
+    assert [note for note in seen.notes if note[0] == "south"] == [("south", "talk@south", i, 3, "talking") for i in range(3)]
+
+
+def test_a_site_that_refuses_names_every_reason(run: Any, shop: Any, tasks: Tasks) -> None:
+    shop.defaults = {"max_epsilon": 1}
+    with pytest.raises(RefusedError) as caught:
+        run(tasks())
+    assert caught.value.exit_code == 4 and "epsilon 2" in str(caught.value)
+
+
+def test_a_repeat_that_stops_early_stands_for_the_later_rounds(run: Any, shop: Any, hashes: Hashes) -> None:
+    loop = {
+        "repeat": {"times": 6, "carry": {"score": {"from": "climb"}}, "until": {"metric": "climb:score", "at_least": 3}},
+        "tasks": {"climb": {"component": "climber", "at": "server", "inputs": {"before": "carry.score"}}},
+    }
+    after = {"component": "climber", "at": "server", "inputs": {"before": "loop.climb"}}
+    first = run({"loop": loop, "after": after})
+    assert first["outcome"]["ran"] == 4 and list(first["outcome"]["stopped"].values()) == [3]
+    before = hashes(shop.home)
+    again = run({"loop": loop, "after": after})
+    assert again["outcome"]["ran"] == 0 and again["outcome"]["stopped"] == first["outcome"]["stopped"]
+    assert hashes(shop.home) == before
+
+
+def test_unknown_parties(shop: Any, toys: Registry, toy_path: None, tasks: Tasks) -> None:
+    for isolate in (False, True):
+        ready = api.prepare(shop.write(tasks()), home=shop.home, registry=toys)
+        with api.transport_of(ready, isolate, api.Quiet()) as transport, pytest.raises(PeerError, match="west"):
+            ask(transport, "west", {"op": "status"})
+        transport.close()  # twice is fine
+
+
+# ---- processes alone ----
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_named_and_the_rest_is_kept(shop: Any, toys: Registry, toy_path: None, tasks: Tasks) -> None:
+    made = tasks(broken={"component": "crasher", "at": "clients", "inputs": {}, "config": {"how": "kill"}})
+    with pytest.raises(PeerError, match=r"process of (north|south) ended .*\n.*signal 9") as caught:
+        api.run(shop.write(made), home=shop.home, isolate=True, registry=toys)
+    assert caught.value.exit_code == 7
+    found = api.run(shop.write(tasks()), home=shop.home, isolate=True, registry=toys)
+    assert found["outcome"]["tasks"] == 5 and verify(shop.home)["problems"] == []
+
+
+def open_processes(shop: Any, toys: Registry, tasks: dict[str, Any]) -> tuple[Any, Processes]:
+    ready = api.prepare(shop.write(tasks, models=ECHO), home=shop.home, registry=toys)
+    file = ready.policies.file
+    assert file is not None
+    return ready, Processes(list(ready.graph.role_of), shop.home, file.resolve(), lambda *_: None)
+
+
+def test_workers_end_with_their_parent(shop: Any, toys: Registry, toy_path: None, tasks: Tasks) -> None:
+    pid = os.fork()
+    if pid == 0:
+        _, transport = open_processes(shop, toys, tasks())
+        for worker in transport.workers.values():
+            worker.process.stdin = open(os.dup(worker.process.stdin.fileno()), "wb")  # noqa: SIM115, PTH123
+        (shop.folder / "pids").write_text(" ".join(str(w.process.pid) for w in transport.workers.values()))
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    pids = [int(p) for p in (shop.folder / "pids").read_text().split()]
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{p}").is_dir() and "Z" not in Path(f"/proc/{p}/stat").read_text().split()[2] for p in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_an_interrupt_ends_quickly_and_the_run_goes_on_later(shop: Any, toys: Registry, toy_path: None, tasks: Tasks) -> None:
+    ready, transport = open_processes(shop, toys, tasks())
+    from osmotic.runtime.run import accept
+
+    accept(transport, ready.graph)
+    stopped = threading.Event()
+    original = transport.request
+
+    def slow(party: str, header: dict[str, Any], blob: bytes = b"") -> Any:
+        if header["op"] == "run" and header["id"].startswith("safe"):
+            os.kill(transport.workers[party].process.pid, signal.SIGSTOP)  # a task that takes for ever
+            stopped.set()
+        return original(party, header, blob)
+
+    transport.request = slow  # type: ignore[method-assign]
+
+    def interrupt() -> None:
+        stopped.wait(30)
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    processes = [w.process for w in transport.workers.values()]
+    with pytest.raises(KeyboardInterrupt):
+        Runner(ready.graph, transport, api.Quiet()).run()
+    start = time.monotonic()
+    transport.close()
+    assert time.monotonic() - start < 7 and all(p.poll() is not None for p in processes)
+    found = api.run(shop.folder / "shop.yaml", home=shop.home, registry=toys)
+    assert found["outcome"]["cached"] >= 1 and verify(shop.home)["problems"] == []
+
+
+def test_parties_that_wait_for_each_other_are_told_so(shop: Any, toys: Registry, toy_path: None, tasks: Tasks) -> None:
+    _, transport = open_processes(shop, toys, tasks())
+    transport.calls["hub"] = "north"  # the hub's task waits for north's model
+    frame, _ = transport._call("north", "hub", {"op": "call"}, b"")
+    assert frame["error"]["code"] == "lost" and frame["frame"] == "outbound"
+    assert transport.calls == {"hub": "north"}
+    transport.close()
+
+
+def test_errors_of_a_remote_site_are_rebuilt_by_code() -> None:
+    from osmotic.runtime.run import rebuild
+
+    for code, exit_code in (("budget", 4), ("membrane", 4), ("store", 5), ("data", 3), ("component", 6), ("lost", 7)):
+        error = rebuild("north", {"op": "run", "id": "t@north"}, {"code": code, "exit": exit_code, "problems": []})
+        assert isinstance(error, OsmoticError) and error.exit_code == exit_code and "north" in str(error)
+        assert str(error.code) == code
+
+
+def test_nothing_crosses_for_a_round_that_is_not_needed(run: Any, shop: Any, tasks: Tasks) -> None:
+    loop = {
+        "repeat": {
+            "times": 5,
+            "carry": {"score": {"from": "climb"}, "sent": {"from": "sent", "start": "safe"}},
+            "until": {"metric": "climb:score", "at_least": 2},
+        },
+        "tasks": {
+            "climb": {"component": "climber", "at": "server", "inputs": {"before": "carry.score"}},
+            "sent": {"component": "relay", "at": "clients", "inputs": {"records": "carry.sent"}},
+            "seen": {"component": "counter", "at": "server", "inputs": {"records": "sent"}},
+        },
+    }
+    made = tasks(loop=loop)
+    found = run(made)
+    rounds = {int(c["edge"].partition("round=")[2].partition("]")[0]) for c in found["crossings"] if "loop." in c["edge"]}
+    assert list(found["outcome"]["stopped"].values()) == [2] and rounds == {1, 2}
+    assert verify(shop.home)["problems"] == []
