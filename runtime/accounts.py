@@ -8,7 +8,6 @@ charges of all releases that crossed; the same release counts once, however ofte
 import json
 from typing import Any
 
-from osmotic.runtime.ledger import now
 from osmotic.runtime.site import Ref, Site
 from osmotic.schemas.errors import MembraneError, Problem
 from osmotic.schemas.labels import Label
@@ -81,13 +80,10 @@ def may_show(site: Site, ref: Ref, what: str) -> None:
         raise MembraneError(Problem(f"{what} stay at {site.party}: they depend on private data", why=why))
     if site.ledger.query("SELECT 1 FROM crossed WHERE edge=? AND digest=?", (f"shown: {what}", ref.digest)):
         return
-    with site.ledger.transaction() as db:
-        body = {
-            "time": now(), "edge": f"shown: {what}", "name": "report", "from": site.party, "to": "report", "direction": "out",
-            "kind": ref.kind, "digest": ref.digest, "bytes": 0, "label": ref.label.to_json(), "word": ref.label.word,
-        }  # fmt: skip
-        site.ledger.append(db, "crossings", body)
-        db.execute("INSERT OR REPLACE INTO crossed VALUES (?,?,?,?)", (f"shown: {what}", ref.digest, "out", "[]"))
+    site.ledger.cross(
+        edge=f"shown: {what}", name="report", sender=site.party, receiver="report", direction="out", kind=ref.kind,
+        digest=ref.digest, size=0, label=ref.label,
+    )  # fmt: skip
 
 
 def summary(site: Site) -> dict[str, Any]:

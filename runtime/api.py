@@ -15,7 +15,7 @@ from osmotic.runtime.flow import Flow, infer
 from osmotic.runtime.graph import Graph
 from osmotic.runtime.load import Loaded, find, load
 from osmotic.runtime.policies import Policies, beside, check_binds, open_site, policies_of
-from osmotic.runtime.run import Runner, Watcher, accept, locked
+from osmotic.runtime.run import Runner, Watcher, accept, exchange_heads, locked
 from osmotic.runtime.site import Site
 from osmotic.runtime.store import disk
 from osmotic.schemas.errors import ConfigError, OsmoticError, Problem, RefusedError
@@ -106,6 +106,7 @@ def run(
     with locked(ready.home), transport_of(ready, isolate, watcher or Quiet()) as transport:
         outcome = Runner(ready.graph, transport, watcher or Quiet()).run()
         summary = summarise(ready.graph, transport, outcome)
+        exchange_heads(transport, ready.graph)
         summary["home"] = str(ready.home)
         save(ready, summary)
     return summary

@@ -19,6 +19,7 @@ from typing import Any
 from osmotic.runtime.store import disk
 from osmotic.schemas.artifacts import canonical
 from osmotic.schemas.errors import Problem, StoreError
+from osmotic.schemas.labels import Label
 
 VERSION = 1
 TABLES = """
@@ -35,6 +36,8 @@ CREATE TABLE IF NOT EXISTS charges (seq INTEGER PRIMARY KEY, body TEXT NOT NULL,
 CREATE TABLE IF NOT EXISTS crossings (seq INTEGER PRIMARY KEY, body TEXT NOT NULL, previous TEXT NOT NULL, hash TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS crossed (edge TEXT NOT NULL, digest TEXT NOT NULL, direction TEXT NOT NULL, label TEXT NOT NULL,
   PRIMARY KEY (edge, direction));
+CREATE TABLE IF NOT EXISTS heads (party TEXT NOT NULL, chain TEXT NOT NULL, head TEXT NOT NULL, time TEXT NOT NULL,
+  PRIMARY KEY (party, chain, head)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS blinds (lookup TEXT PRIMARY KEY, id TEXT NOT NULL UNIQUE);
 CREATE TABLE IF NOT EXISTS cards (key TEXT PRIMARY KEY, body TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS tasks (key TEXT PRIMARY KEY, outputs TEXT NOT NULL, seconds REAL NOT NULL);
@@ -128,10 +131,56 @@ class Ledger:
         text = canonical(body).decode()
         db.execute(f"INSERT INTO {table} (body, previous, hash) VALUES (?,?,?)", (text, previous, link(previous, text)))
 
+    def cross(
+        self, *, edge: str, name: str, sender: str, receiver: str, direction: str, kind: str, digest: str, size: int, label: Label
+    ) -> None:  # fmt: skip
+        """Write one crossing to the transcript: durable before the bytes leave (or right after they came)."""
+        entries = label.to_json()
+        body = {
+            "time": now(), "edge": edge, "name": name, "from": sender, "to": receiver, "direction": direction, "kind": kind,
+            "digest": digest, "bytes": size, "label": entries, "word": label.word,
+        }  # fmt: skip
+        with self.transaction() as db:
+            self.append(db, "crossings", body)
+            db.execute(
+                "INSERT OR REPLACE INTO crossed VALUES (?,?,?,?)", (edge, digest, direction, canonical(entries).decode())
+            )
+
     def head(self, table: str) -> str:
         """Hash of the last row of a chain."""
         rows = self.query(f"SELECT hash FROM {table} ORDER BY seq DESC LIMIT 1")
         return rows[0][0] if rows else GENESIS
+
+    def heads(self) -> dict[str, str]:
+        """Head of each chain: what other parties keep, so that history cannot be rewritten alone."""
+        return {table: self.head(table) for table in ("charges", "crossings")}
+
+    def keep_heads(self, party: str, heads: dict[str, str]) -> None:
+        """Keep another party's heads (one row for each new one)."""
+        known = self.query("SELECT chain, head FROM heads WHERE party=?", (party,))
+        new = [(party, chain, head, now()) for chain, head in heads.items() if (chain, head) not in known and head != GENESIS]
+        if new:
+            with self.transaction() as db:
+                db.executemany("INSERT INTO heads VALUES (?,?,?,?)", new)
+
+    def kept_heads(self) -> list[tuple[str, str, str]]:
+        """(party, chain, head) of other parties, as kept here."""
+        return [(p, c, h) for p, c, h in self.query("SELECT party, chain, head FROM heads")]
+
+    def has_head(self, chain: str, head: str) -> bool:
+        """Whether a chain holds a row with that hash."""
+        return any(head == hash_ for (hash_,) in self.query(f"SELECT hash FROM {_chain(chain)}"))
+
+    def remember(self, name: str, value: str) -> None:
+        """Keep a note about this folder (what `osmotic ledger` needs to know later)."""
+        if self.recall(name) != value:
+            with self.transaction() as db:
+                db.execute("INSERT OR REPLACE INTO meta VALUES (?,?)", (name, value))
+
+    def recall(self, name: str) -> str | None:
+        """A note, or None."""
+        rows = self.query("SELECT value FROM meta WHERE name=?", (name,))
+        return str(rows[0][0]) if rows else None
 
     def chain_problems(self) -> list[str]:
         """Rows whose hash does not follow from the one before: somebody changed history."""
@@ -196,6 +245,13 @@ class TaskJournal:
         with self.ledger.transaction() as db:
             rows = [(self.task, self.name, key, canonical(value).decode()) for key, value in values.items()]
             db.executemany("INSERT OR REPLACE INTO journal VALUES (?,?,?,?)", rows)
+
+
+def _chain(name: str) -> str:
+    """The table of a chain; refuses any other name."""
+    if name not in ("charges", "crossings"):
+        raise StoreError(Problem(f"there is no chain {name!r}"))
+    return name
 
 
 def link(previous: str, body: str) -> str:

@@ -8,7 +8,6 @@ import json
 from osmotic.plugins.contract import Records
 from osmotic.runtime.flow import granted
 from osmotic.runtime.graph import Edge
-from osmotic.runtime.ledger import now
 from osmotic.runtime.rules import check_claims, check_entries
 from osmotic.runtime.site import Ref, Site
 from osmotic.schemas.artifacts import KINDS, canonical
@@ -132,12 +131,7 @@ def known(site: Site, consumer: str, producer: str, port: str) -> str:
 
 def _record(site: Site, identity: str, edge: Edge, ref: Ref, label: Label, size: int, direction: str) -> None:
     """Write the crossing to the transcript: durable before the bytes leave (or right after they came)."""
-    with site.ledger.transaction() as db:
-        body = {
-            "time": now(), "edge": identity, "name": edge.name, "from": edge.sender, "to": edge.receiver,
-            "direction": direction, "kind": ref.kind, "digest": ref.digest, "bytes": size, "label": label.to_json(),
-            "word": label.word,
-        }  # fmt: skip
-        site.ledger.append(db, "crossings", body)
-        values = (identity, ref.digest, direction, canonical(label.to_json()).decode())
-        db.execute("INSERT OR REPLACE INTO crossed VALUES (?,?,?,?)", values)
+    site.ledger.cross(
+        edge=identity, name=edge.name, sender=edge.sender, receiver=edge.receiver, direction=direction, kind=ref.kind,
+        digest=ref.digest, size=size, label=label,
+    )  # fmt: skip

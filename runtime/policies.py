@@ -5,6 +5,7 @@ A sites file holds one policy a party. It is looked for at --sites, else beside 
 without a policy gets the strict default: no data, no waivers.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,4 +64,8 @@ def _rebound(policy: SitePolicy, name: str, path: str) -> SitePolicy:
 def open_site(party: str, home: Path, policies: Policies, registry: Registry, passing: bool = False) -> Site:
     """Open a party's store and ledger under ``home/parties/PARTY``; sets the compute threads of this process."""
     policy = policies.policies.get(party, SitePolicy())
-    return Site(party, home / "parties" / party, policy, policies.base, registry, passing)
+    site = Site(party, home / "parties" / party, policy, policies.base, registry, passing)
+    if not passing and policies.file is not None:
+        caps = {name: budget.per_document for name, budget in policy.budget.items()}
+        site.ledger.remember("caps", json.dumps(caps, sort_keys=True))
+    return site

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from osmotic.plugins.contract import Answer, Generation
-from osmotic.runtime.ledger import TaskJournal, now
+from osmotic.runtime.ledger import TaskJournal
 from osmotic.runtime.rules import check_entries
 from osmotic.schemas.artifacts import canonical
 from osmotic.schemas.errors import MembraneError, PeerError, Problem
@@ -55,8 +55,8 @@ class RemoteModel:
             raise PeerError(Problem(f"{site.party}: no way to reach the model {self._name!r}"))
         label = self._allowed()
         payload = canonical(items)
-        self._record(method, payload, label)
-        header = {"op": "call", "model": self._name, "method": method, "task": self._instance.id}
+        header = {"op": "call", "model": self._name, "method": method, "task": self._instance.id, "label": label.to_json()}
+        record_call(site, header, payload, label, site.party, self._party, "out")
         reply, blob = site.outbound(self._party, header, payload)
         if "error" in reply:
             what = f"{self._party} could not answer a call of the model {self._name!r}"
@@ -81,16 +81,12 @@ class RemoteModel:
         check_entries(site, f"model {self._name}", self._party, label)
         return label
 
-    def _record(self, method: str, payload: bytes, label: Label) -> None:
-        """Write the call to the transcript before it leaves; the account of the run counts it like any crossing."""
-        site = self._site
-        edge, digest = f"{self._instance.id}=>{self._name}.{method}", fingerprint(payload.decode())
-        body = {
-            "time": now(), "edge": edge, "name": f"model {self._name}", "from": site.party,
-            "to": self._party, "direction": "out", "kind": "call", "digest": digest, "bytes": len(payload),
-            "label": label.to_json(), "word": label.word,
-        }  # fmt: skip
-        with site.ledger.transaction() as db:
-            site.ledger.append(db, "crossings", body)
-            values = (edge, digest, "out", canonical(label.to_json()).decode())
-            db.execute("INSERT OR REPLACE INTO crossed VALUES (?,?,?,?)", values)
+
+def record_call(
+    site: "Site", header: dict[str, Any], payload: bytes, label: Label, sender: str, receiver: str, way: str
+) -> None:
+    """Write a model call to the transcript of one end; the account of the run counts it like any crossing."""
+    site.ledger.cross(
+        edge=f"{header['task']}=>{header['model']}.{header['method']}", name=f"model {header['model']}", sender=sender,
+        receiver=receiver, direction=way, kind="call", digest=fingerprint(payload.decode()), size=len(payload), label=label,
+    )  # fmt: skip

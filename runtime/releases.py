@@ -51,11 +51,13 @@ class Prepared:
         """epsilon of one document: sum over fields of sampled symbols x epsilon."""
         return float(sum(n * claim.epsilon for n, claim in zip(counts, self.claims, strict=True)))
 
-    def detail(self, most: Sequence[int]) -> str:
-        """How a document's epsilon comes about, in words."""
+    def detail(self, most: Sequence[int], longest: int | None = None) -> str:
+        """How a document's epsilon comes about, in words. longest: sampled symbols of the longest document, if known."""
         epsilons = {claim.epsilon for claim in self.claims}
         if not any(self.texts) and len(epsilons) == 1:
             return f"{len(self.fields)} fields x {next(iter(epsilons)):g}"
+        if longest is not None and len(epsilons) == 1:
+            return f"at most {longest} tokens x {next(iter(epsilons)):g}"
         parts = [
             f"{field}: {n} tokens x {claim.epsilon:g}" if text else f"{field}: {claim.epsilon:g}"
             for field, n, claim, text in zip(self.fields, most, self.claims, self.texts, strict=True)
@@ -240,15 +242,13 @@ class Releaser:
         rows = {}
         for lookup in lookups:
             rows[lookup] = db.execute("SELECT epsilon FROM releases WHERE lookup=?", (lookup,)).fetchone()[0]
-        most = [
-            max((len(tokenize(r[f])) if text else 1 for r in result), default=0)
-            for f, text in zip(prepared.fields, prepared.texts, strict=True)
-        ]
+        pairs = list(zip(prepared.fields, prepared.texts, strict=True))
+        counts = [[len(tokenize(row[field])) if text else 1 for field, text in pairs] for row in result]
+        most = [max(column) for column in zip(*counts, strict=True)] or [0] * len(pairs)
+        detail = prepared.detail(most, max((sum(row) for row in counts), default=0))
         void = "seeded" if noise_seed is not None else ""
         values = (ref, digest, dataset, prepared.parameters, prepared.mechanism_class, max(rows.values(), default=0.0))
-        db.execute(
-            "INSERT OR REPLACE INTO release_sets VALUES (?,?,?,?,?,?,?,?,?)", (*values, prepared.detail(most), void, len(rows))
-        )
+        db.execute("INSERT OR REPLACE INTO release_sets VALUES (?,?,?,?,?,?,?,?,?)", (*values, detail, void, len(rows)))
         db.executemany("INSERT OR IGNORE INTO members VALUES (?,?)", [(ref, lookup) for lookup in rows])
         return ref
 

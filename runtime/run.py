@@ -141,6 +141,13 @@ def _task_of(until: Until) -> str:
     return until.metric.partition(":")[0].partition(".")[0]
 
 
+def exchange_heads(transport: Transport, graph: Graph) -> None:
+    """Every party gets the chain heads of all: rewriting history would take all of them."""
+    heads = {party: ask(transport, party, {"op": "heads", "heads": {}})[0]["heads"] for party in graph.role_of}
+    for party in graph.role_of:
+        ask(transport, party, {"op": "heads", "heads": heads})
+
+
 class Runner:
     """Runs an accepted graph over a transport: one thread a party where the transport is parallel, else in plan order."""
 

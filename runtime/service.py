@@ -16,9 +16,11 @@ from typing import Any
 from osmotic.plugins.contract import Generation, Metrics, Records
 from osmotic.runtime import accounts, membrane
 from osmotic.runtime.ledger import now
+from osmotic.runtime.ports import record_call
 from osmotic.runtime.site import Site
 from osmotic.schemas.artifacts import canonical
 from osmotic.schemas.errors import Code, MembraneError, OsmoticError, Problem, ProtocolFault
+from osmotic.schemas.labels import Label
 
 Header = dict[str, Any]
 Reply = tuple[Header, bytes]
@@ -44,6 +46,7 @@ class Service:
             "samples": self._samples,
             "account": self._account,
             "hashes": self._hashes,
+            "heads": self._heads,
         }
 
     def handle(self, header: Header, blob: bytes) -> Reply:
@@ -93,7 +96,7 @@ class Service:
 
     def _run(self, header: Header, blob: bytes) -> Reply:
         cached, seconds = self.site.run(header["id"])
-        return {"cached": cached, "seconds": seconds}, b""
+        return {"cached": cached, "seconds": seconds if self.local else 0.0}, b""
 
     def _alias(self, header: Header, blob: bytes) -> Reply:
         self.site.alias(header["id"], header["earlier"])
@@ -145,6 +148,10 @@ class Service:
         task = graph.instances.get(str(header["task"]))
         if spec is None or task is None or spec.at != graph.role_of[self.site.party]:
             raise MembraneError(Problem(f"the plan has no model {name!r} here, or no task {header['task']!r}"))
+        label = Label.from_json(header["label"])
+        if label.of("raw"):
+            raise MembraneError(Problem("a call with a raw label: what is raw does not cross"))
+        record_call(self.site, header, blob, label, task.party, self.site.party, "in")
         model = self.site.model(name, task)
         items = json.loads(blob)
         if header["method"] == "generate":
@@ -187,6 +194,13 @@ class Service:
     def _account(self, header: Header, blob: bytes) -> Reply:
         """What these crossings cost this party: its guarantee, computed from its own ledger."""
         return {}, canonical(accounts.account(self.site, header["crossings"]))
+
+    def _heads(self, header: Header, blob: bytes) -> Reply:
+        """Keep the other parties' chain heads; answer with the own ones."""
+        for party, heads in header["heads"].items():
+            if party != self.site.party:
+                self.site.ledger.keep_heads(party, {chain: str(heads[chain]) for chain in ("charges", "crossings")})
+        return {"heads": self.site.ledger.heads()}, b""
 
     def _hashes(self, header: Header, blob: bytes) -> Reply:
         """Digests of what crossed or may cross (private artifacts only for the local operator)."""

@@ -12,7 +12,7 @@ from osmotic.runtime.policies import Policies, open_site
 from osmotic.schemas.artifacts import canonical
 from osmotic.schemas.errors import DataError, Problem
 from osmotic.schemas.messages import fingerprint
-from osmotic.schemas.policy import SitePolicy
+from osmotic.schemas.policy import Budget, SitePolicy
 
 
 def parties_of(home: Path) -> list[str]:
@@ -32,10 +32,20 @@ def ledgers_of(home: Path) -> list[dict[str, Any]]:
     registry = build_registry(names=())
     found = []
     for party in parties_of(home):
-        site = open_site(party, home, Policies({party: SitePolicy()}, Path(), None), registry)
+        site = open_site(party, home, Policies({party: _policy(home, party)}, Path(), None), registry)
         found.append(summary(site))
         site.ledger.close()
     return found
+
+
+def _policy(home: Path, party: str) -> SitePolicy:
+    """The party's budget caps as of its last run; nothing else of its policy is needed to read a ledger."""
+    ledger = Ledger(home / "parties" / party)
+    try:
+        caps = json.loads(ledger.recall("caps") or "{}")
+    finally:
+        ledger.close()
+    return SitePolicy(budget={name: Budget(per_document=cap) for name, cap in caps.items()})
 
 
 def summary_of(home: Path) -> dict[str, Any]:
@@ -59,17 +69,32 @@ def verify(home: Path) -> dict[str, Any]:
         problems += [f"{party}: {text}" for text in ledger.chain_problems() + _charge_problems(ledger)]
         crossings = list(_bodies(ledger, "crossings"))
         for entry in crossings:
-            if entry["to"] != "report" and entry["kind"] != "call":
+            if entry["to"] != "report":
                 sides = ends.setdefault(entry["edge"], {"in": set(), "out": set()})
                 sides[entry["direction"]].add((entry["digest"], canonical(entry["label"])))
         counts = ledger.query("SELECT COUNT(*) FROM charges")[0][0]
         heads = {table: ledger.head(table)[:12] for table in ("charges", "crossings")}
         parties.append({"party": party, "charges": counts, "crossings": len(crossings), "heads": heads})
         ledger.close()
+    problems += _head_problems(home)
     for edge, found in sorted(ends.items()):
         if found["in"] - found["out"]:
             problems.append(f"{edge}: what arrived is not what the sender's transcript says")
     return {"parties": parties, "problems": problems}
+
+
+def _head_problems(home: Path) -> list[str]:
+    """Heads that a party keeps of another one must still be in that one's chains."""
+    ledgers = {party: Ledger(home / "parties" / party) for party in parties_of(home)}
+    problems = [
+        f"{keeper} keeps a head of {party}'s {chain} that {party} no longer has: its end was cut off or rewritten"
+        for keeper, ledger in ledgers.items()
+        for party, chain, head in ledger.kept_heads()
+        if party in ledgers and not ledgers[party].has_head(chain, head)
+    ]
+    for ledger in ledgers.values():
+        ledger.close()
+    return problems
 
 
 def _bodies(ledger: Ledger, table: str) -> Iterator[dict[str, Any]]:
