@@ -132,10 +132,21 @@ class Ledger:
         db.execute(f"INSERT INTO {table} (body, previous, hash) VALUES (?,?,?)", (text, previous, link(previous, text)))
 
     def cross(
-        self, *, edge: str, name: str, sender: str, receiver: str, direction: str, kind: str, digest: str, size: int, label: Label
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        edge: str,
+        name: str,
+        sender: str,
+        receiver: str,
+        direction: str,
+        kind: str,
+        digest: str,
+        size: int,
+        label: Label,
+    ) -> None:
         """Write one crossing to the transcript: durable before the bytes leave (or right after they came)."""
         entries = label.to_json()
+        text = canonical(entries).decode()
         body = {
             "time": now(), "edge": edge, "name": name, "from": sender, "to": receiver, "direction": direction, "kind": kind,
             "digest": digest, "bytes": size, "label": entries, "word": label.word,
