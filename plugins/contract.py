@@ -121,9 +121,9 @@ class Context(Protocol):
         """
 
     def blind(self, records: Records, fields: Sequence[str]) -> tuple[Records, Records]:
-        """The fields unchanged under fresh random ids, in random order: (blinded, key). Protects nothing: the result stays private.
+        """The fields unchanged under fresh random ids, in random order: (blinded, key).
 
-        For records that cross under a waiver: ids of records never cross, waived or not.
+        Protects nothing: the result stays private. For records that cross under a waiver: ids of records never cross, waived or not.
         """
 
     def journal(self, name: str = "rows") -> Journal:

@@ -146,16 +146,14 @@ class Ledger:
     ) -> None:
         """Write one crossing to the transcript: durable before the bytes leave (or right after they came)."""
         entries = label.to_json()
-        text = canonical(entries).decode()
         body = {
             "time": now(), "edge": edge, "name": name, "from": sender, "to": receiver, "direction": direction, "kind": kind,
             "digest": digest, "bytes": size, "label": entries, "word": label.word,
         }  # fmt: skip
+        values = (edge, digest, direction, canonical(entries).decode())
         with self.transaction() as db:
             self.append(db, "crossings", body)
-            db.execute(
-                "INSERT OR REPLACE INTO crossed VALUES (?,?,?,?)", (edge, digest, direction, canonical(entries).decode())
-            )
+            db.execute("INSERT OR REPLACE INTO crossed VALUES (?,?,?,?)", values)
 
     def head(self, table: str) -> str:
         """Hash of the last row of a chain."""

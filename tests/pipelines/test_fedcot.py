@@ -42,7 +42,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_table_has_every_arm_with_its_own_guarantee(finished: Path) -> None:
     summary = json.loads((finished / "run.json").read_text())
     rows = {row["row"]: row for row in summary["table"]["rows"]}
-    assert list(rows) == ["labels", "labels-x3", "fedcot", "clean", "averaged"]
+    assert list(rows) == ["labels", "labels-x3", "shuffled", "fedcot", "clean", "averaged"]
     assert rows["labels"]["guarantee"] == "nothing crosses"
     assert rows["fedcot"]["guarantee"] == "epsilon 24 a document (6 fields x 4), certified"
     assert rows["clean"]["guarantee"] == rows["averaged"]["guarantee"] == "unprotected"
