@@ -4,22 +4,25 @@
 epsilon_true = max_y [max_x log P(y|x) - min_x log P(y|x)], over every input row (the unknown symbol included), streamed as
 column maxima and minima: O(V) memory, O(V^2) time. It covers pure, symbol-level local differential privacy of one release of
 one symbol, by sampling from `log_prob`. Void when: rows do not sum to 1, a probability is zero or not a number, the mechanism
-keeps state between calls, or an overridden `sample` does something else (`check_sampler` says how small a difference it sees).
+keeps state between calls, or an overridden `sample` does something else (`osmotic.plugins.sampler` says how small a difference
+it sees; its rows and draws come from the operating system, fresh each time).
 """
 
+import ast
 import hashlib
 import inspect
 import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from osmotic.plugins.contract import Config, Entropy, Mechanism, Space
-from osmotic.plugins.entropy import SeededEntropy
-from osmotic.schemas.errors import ComponentError, ConfigError, Problem
+from osmotic.plugins.contract import Config, Mechanism, Space
+from osmotic.plugins.entropy import SystemEntropy
+from osmotic.plugins.sampler import SamplerCheck, check_sampler, checked_log_prob
+from osmotic.schemas.errors import ConfigError, Problem
 from osmotic.schemas.guarantees import Card
 
 if TYPE_CHECKING:
@@ -32,7 +35,7 @@ __all__ = [
 
 TOLERANCE = 1e-6  # on epsilon
 SUM_TOLERANCE = 1e-9  # on the sum of a row
-GROUPS = 10  # of similarly likely symbols, in the test of a sampler
+CARD_DRAWS = 10_000  # from each of the rows with many draws
 Progress = Callable[[int, int], None]
 
 
@@ -66,8 +69,8 @@ def certify(mechanism: Mechanism[Any], *, block: int = 512, progress: Progress |
     v, declared = mechanism.space.size, mechanism.guarantee()
     holds = columns.proper and epsilon <= declared.epsilon + TOLERANCE and declared.delta == 0
     holds = holds and declared.mechanism_class == "certified"
-    if holds and sampler and type(mechanism).sample is not Mechanism.sample:
-        holds = check_sampler(mechanism, SeededEntropy(card_key(mechanism))).agrees
+    if holds and sampler and getattr(mechanism.sample, "__func__", None) is not Mechanism.sample:
+        holds = check_sampler(mechanism, SystemEntropy(), CARD_DRAWS).agrees
     return Card(
         mechanism=mechanism.name,
         code=code_digest(type(mechanism)),
@@ -90,7 +93,7 @@ def _stream(mechanism: Mechanism[Any], block: int, progress: Progress | None) ->
     columns = _Columns(np.full(v, -np.inf), np.full(v, np.inf), np.full(v, -np.inf))
     for start in range(0, total, block):
         rows = np.arange(start, min(start + block, total), dtype=np.int64)
-        _add(columns, rows, _log_prob(mechanism, rows), v)
+        _add(columns, rows, checked_log_prob(mechanism, rows), v)
         if progress is not None:
             progress(int(rows[-1]) + 1, total)
     return columns
@@ -109,18 +112,6 @@ def _add(columns: _Columns, rows: "np.ndarray", values: "np.ndarray", v: int) ->
         np.maximum(columns.best, values[: known.size].max(axis=0), out=columns.best)
         columns.retained += float(probabilities[known, rows[known]].sum())
     columns.proper = columns.proper and bool((np.abs(probabilities.sum(axis=1) - 1.0) <= SUM_TOLERANCE).all())
-
-
-def _log_prob(mechanism: Mechanism[Any], rows: "np.ndarray") -> "np.ndarray":
-    """A mechanism's answer, checked: float64 [n, V]."""
-    import numpy as np
-
-    values = np.asarray(mechanism.log_prob(rows))
-    expected = (len(rows), mechanism.space.size)
-    if values.shape != expected or values.dtype != np.float64:
-        what = f"mechanism {mechanism.name!r}: log_prob must give float64 {list(expected)}"
-        raise ComponentError(Problem(what, why=f"it gave {values.dtype} {list(values.shape)}"))
-    return values
 
 
 def retention_bound(epsilon: float, symbols: int) -> float:
@@ -152,40 +143,82 @@ def canonical_parameters(config: Config) -> str:
 
 
 def code_digest(cls: type[Mechanism[Any]]) -> str:
-    """SHA-256 of the source of the class's module, and of what that module imports from its own package.
+    """SHA-256 of the Python files that the class comes from, constants and helpers included.
 
-    Base classes' modules count too, the contract excepted. Raises ConfigError when a source cannot be read: what cannot be
-    named cannot be certified.
+    A built-in's: all files of its folder. A stranger's: all files of its top-level package. A module outside any package: its
+    file, and the files beside it that it imports. Base classes' files count too, the contract excepted. Files are named
+    relative to their package, so the place of installation does not matter. Raises ConfigError when a source cannot be read:
+    what cannot be named cannot be certified.
     """
-    home = cls.__module__
-    package = home.rpartition(".")[0]
-    names = {base.__module__ for base in cls.__mro__ if issubclass(base, Mechanism) and base is not Mechanism}
-    waiting, digest = sorted(names), hashlib.sha256()
-    while waiting:
-        for used in _imports(sys.modules.get(waiting.pop()), package):
-            if used not in names:
-                names.add(used)
-                waiting.append(used)
-    for name in sorted(names):
-        digest.update(f"{name}\n".encode() + hashlib.sha256(_source(name, cls)).digest())
-    return digest.hexdigest()
-
-
-def _imports(module: ModuleType | None, package: str) -> Iterator[str]:
-    """Modules of the same package whose names are in use in a module."""
-    for value in list(vars(module).values()) if module and package else ():
-        name = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None)
-        if isinstance(name, str) and name.startswith(package + ".") and name in sys.modules:
-            yield name
-
-
-def _source(name: str, cls: type[Any]) -> bytes:
-    file = getattr(sys.modules.get(name), "__file__", None)
+    names = sorted({base.__module__ for base in cls.__mro__ if issubclass(base, Mechanism) and base is not Mechanism})
+    digest = hashlib.sha256()
     try:
-        return Path(file).read_bytes() if file else inspect.getsource(cls).encode()
+        for name in names:
+            digest.update(f"{name}\n".encode())
+            file = getattr(sys.modules.get(name), "__file__", None)
+            found = _files(name, Path(file)) if file else {"": hashlib.sha256(inspect.getsource(cls).encode()).hexdigest()}
+            digest.update(json.dumps(found, sort_keys=True).encode())
     except (OSError, TypeError) as error:
         what = f"the source of mechanism {cls.__name__!r} cannot be read"
         raise ConfigError(Problem(what, why=str(error), fix="put the class into a module that is a file")) from error
+    return digest.hexdigest()
+
+
+def _files(name: str, file: Path) -> dict[str, str]:
+    """Path within the package -> SHA-256, of all files that a module's behaviour may come from."""
+    home = _package(name)
+    if home is None:
+        return {path.name: _file_digest(path) for path in _beside(file)}
+    if name.startswith("osmotic."):  # the whole of osmotic would change the digest with every version
+        return {path.name: _file_digest(path) for path in {file, *file.parent.glob("*.py")}}
+    found = {f"{i}/{path.relative_to(top).as_posix()}": path for i, top in enumerate(home) for path in top.rglob("*.py")}
+    return {where: _file_digest(path) for where, path in found.items()} | {"module": _file_digest(file)}
+
+
+def _package(name: str) -> list[Path] | None:
+    """Folders of the outermost package that has an ``__init__.py`` (namespaces do not count); None outside any."""
+    parts = name.split(".")
+    for length in range(1, len(parts) + 1):
+        module = sys.modules.get(".".join(parts[:length]))
+        if getattr(module, "__file__", None) and hasattr(module, "__path__"):
+            return [Path(folder) for folder in module.__path__] if module else None
+    return None
+
+
+def _beside(file: Path) -> set[Path]:
+    """A file, and the files of its folder that it imports, one through another."""
+    found, waiting = {file}, [file]
+    while waiting:
+        for word in _imported(waiting.pop()):
+            path = file.parent / f"{word}.py"
+            if path not in found and path.is_file():
+                found.add(path)
+                waiting.append(path)
+    return found
+
+
+def _imported(file: Path) -> Iterator[str]:
+    """First parts of the names that a source file imports, wherever in it."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError) as error:
+        raise OSError(f"{file.name} is not Python") from error
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from [node.module.partition(".")[0]] if node.module else [alias.name for alias in node.names]
+
+
+def _file_digest(path: Path) -> str:
+    """SHA-256 of a file; read again when its size or time of change is another."""
+    stat = path.stat()
+    return _read_digest(path, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=4096)
+def _read_digest(path: Path, _modified: int, _changed: int, _size: int) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def card_key(mechanism: Mechanism[Any]) -> str:
@@ -197,90 +230,3 @@ def card_key(mechanism: Mechanism[Any]) -> str:
         space_digest(mechanism.space),
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-# ---- the sampler -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class SamplerCheck:
-    """Whether draws fit the probabilities. `detects`: an event off by this much is found with probability >= 0.999."""
-
-    agrees: bool
-    rows: int
-    draws: int
-    tests: int
-    false_alarm: float
-    detects: float
-    why: str = ""
-
-
-def check_sampler(
-    mechanism: Mechanism[Any], entropy: Entropy, draws: int = 20_000, *, rows: int = 64, false_alarm: float = 1e-9
-) -> SamplerCheck:
-    """Draw `draws` times from each of `rows` input symbols (evenly spread, unknown included) and compare with `log_prob`.
-
-    Tested: every symbol of every row, ten groups of similarly likely symbols a row, and the input symbol itself over all rows
-    pooled; by the Chernoff bound n KL(observed || expected) <= ln(2 tests / false_alarm), which holds for every n
-    and, pooled, for unequal probabilities (Hoeffding 1963). An honest sampler fails with probability <= false_alarm.
-    """
-    import numpy as np
-
-    total = mechanism.space.size + mechanism.space.unknown
-    chosen = np.unique(np.linspace(0, total - 1, min(rows, total)).round().astype(np.int64))
-    tests = len(chosen) * (mechanism.space.size + GROUPS) + 1
-    limit = float(np.log(2 * tests / false_alarm))
-    detects = float(np.sqrt(limit / (2 * draws)) + np.sqrt(np.log(1000) / (2 * draws)))
-    counts = _count(mechanism, chosen, draws, entropy)
-    if counts is None:
-        return SamplerCheck(False, len(chosen), draws, tests, false_alarm, detects, "the draws are not int64 [n] in 0..V-1")
-    probabilities = np.exp(_log_prob(mechanism, chosen))
-    why = _differences(counts, probabilities, chosen, draws, limit)
-    return SamplerCheck(not why, len(chosen), draws, tests, false_alarm, detects, why)
-
-
-def _count(mechanism: Mechanism[Any], chosen: "np.ndarray", draws: int, entropy: Entropy) -> "np.ndarray | None":
-    """int64 [rows, V] counts of draws; None when something else than symbols came out. Rows are drawn interleaved."""
-    import numpy as np
-
-    v = mechanism.space.size
-    counts = np.zeros((len(chosen), v), dtype=np.int64)
-    step = 4096
-    for start in range(0, draws * len(chosen), step):
-        which = np.arange(start, min(start + step, draws * len(chosen))) % len(chosen)
-        out = np.asarray(mechanism.sample(chosen[which], entropy))
-        if out.shape != which.shape or out.dtype != np.int64 or out.min() < 0 or out.max() >= v:
-            return None
-        np.add.at(counts, (which, out), 1)
-    return counts
-
-
-def _differences(counts: "np.ndarray", probabilities: "np.ndarray", chosen: "np.ndarray", draws: int, limit: float) -> str:
-    """The first event whose count does not fit, in words; empty when all fit."""
-    import numpy as np
-
-    for row, (count, p) in enumerate(zip(counts, probabilities, strict=True)):
-        if (_divergence(count / draws, p) * draws > limit).any():
-            return f"input symbol {chosen[row]}: a symbol comes out more or less often than log_prob says"
-        order = np.argsort(p, kind="stable")
-        group = np.minimum((np.cumsum(p[order]) * GROUPS).astype(int), GROUPS - 1)
-        got, expected = (np.bincount(group, weights=w[order], minlength=GROUPS) for w in (count / draws, p))
-        if (_divergence(got, expected) * draws > limit).any():
-            return f"input symbol {chosen[row]}: a group of symbols comes out more or less often than log_prob says"
-    known = np.flatnonzero(chosen < counts.shape[1])
-    kept, should = counts[known, chosen[known]].sum() / (draws * len(known)), probabilities[known, chosen[known]].mean()
-    if _divergence(kept, should) * draws * len(known) > limit:
-        return "symbols stay themselves more or less often than log_prob says"
-    return ""
-
-
-def _divergence(observed: "np.ndarray", expected: "np.ndarray") -> "np.ndarray":
-    """Kullback-Leibler divergence of Bernoulli(observed) from Bernoulli(expected), elementwise, with 0 log 0 = 0."""
-    import numpy as np
-
-    tiny = np.finfo(np.float64).tiny
-    a, b = np.clip(observed, 0.0, 1.0), np.clip(expected, tiny, 1.0)
-    rest = np.clip(1.0 - b, tiny, 1.0)
-    hit = np.where(a > 0, a * np.log(np.maximum(a, tiny) / b), 0.0)
-    miss = np.where(a < 1, (1 - a) * np.log(np.maximum(1 - a, tiny) / rest), 0.0)
-    return np.asarray(np.maximum(hit + miss, 0.0))

@@ -107,7 +107,10 @@ class Context(Protocol):
         """The model of that name: the object itself at this party, or a port to the party that has it."""
 
     def dataset(self, name: str) -> tuple[Records, RecordSchema]:
-        """A data set that this party's site policy binds. Raises RefusedError when it does not."""
+        """A data set that this party's site policy binds. Raises RefusedError when it does not.
+
+        For components with an output of the label ``source`` only, and only the one that their configuration key `data` names.
+        """
 
     def schema(self) -> RecordSchema:
         """The record schema of the data this party loaded (the first bound data set the task descends from)."""
@@ -115,15 +118,16 @@ class Context(Protocol):
     def release(self, records: Records, fields: Sequence[str], mechanism: Mapping[str, Any]) -> tuple[Records, Records]:
         """Release the fields of each record through a mechanism: (released, key).
 
-        mechanism: {"name": ..., and its configuration}. Charged to the ledger and stored, in one transaction, before this
-        returns; what was released before is looked up and costs nothing. `released` has a fresh random ``id`` and the fields,
+        Every record of the data set, once, as it was loaded; else RefusedError. mechanism: {"name": ..., and its
+        configuration}. Charged to the ledger and stored, in one transaction, before this returns; what was released before is
+        looked up and costs nothing. `released` has a fresh random ``id`` and the fields,
         in random order; `key` maps ``released`` (that id) to ``id`` (the record's own) and must stay at home.
         """
 
     def blind(self, records: Records, fields: Sequence[str]) -> tuple[Records, Records]:
         """The fields unchanged under fresh random ids, in random order: (blinded, key).
 
-        Protects nothing: the result stays private. For records that cross under a waiver: ids of records never cross, waived or not.
+        Protects nothing: the result stays private. For records that cross under a waiver, since ids never cross, waived or not.
         """
 
     def journal(self, name: str = "rows") -> Journal:

@@ -30,7 +30,7 @@ def read_rows(path: Path, mapping: dict[str, str], rows: tuple[int, int] | None)
     mapping: field -> Jinja2 template over the file's own keys; where it is given, nested values that no template turned into
     text are dropped. rows: [first, end) counted over the file's records. Raises DataError with the first 20 problems.
     """
-    templates = {name: compile_template(text, f"map.{name}") for name, text in mapping.items()}
+    templates = {name: compile_template(text, f"map.{name}", branches=True) for name, text in mapping.items()}
     first, end = rows or (0, None)
     if first < 0 or (end is not None and end < first):
         raise DataError(Problem(f"rows must be [first, end) with 0 <= first <= end (got [{first}, {end}])", str(path), "rows"))

@@ -238,12 +238,12 @@ def check_mechanism(
     """Check a mechanism on a space (default: `small_space()`) and return its privacy card.
 
     Unknown keys are refused; log_prob has the right shape and does not depend on the batch; a certified one holds, exactly; the
-    sampler agrees with log_prob (`draws` a row, false alarm below 1e-9).
+    sampler agrees with log_prob on rows that are fresh each time (`draws` a row, false alarm below 1e-9).
     """
     import numpy as np
 
     from osmotic.plugins.certificate import certify, check_sampler
-    from osmotic.plugins.entropy import SeededEntropy
+    from osmotic.plugins.entropy import SystemEntropy
 
     _check_config(config_type(cls), config)
     space = space or small_space()
@@ -258,7 +258,7 @@ def check_mechanism(
     if card.declared.mechanism_class == "certified" and not card.holds:
         why = f"declared {card.declared}; computed epsilon {card.epsilon_true:g}; rows must sum to 1, delta must be 0"
         raise ConformanceError(Problem(f"{cls.name}: the certificate does not hold on {space.name!r}", why=why))
-    sampler = check_sampler(made, SeededEntropy("check_mechanism"), draws)
+    sampler = check_sampler(made, SystemEntropy(), draws)
     if not sampler.agrees:
         fix = "do not override sample, or make it equal to log_prob"
         raise ConformanceError(Problem(f"{cls.name}: sample does not follow log_prob", why=sampler.why, fix=fix))

@@ -14,7 +14,10 @@ from osmotic.schemas.labels import Label
 
 
 def account(site: Site, edges: list[str]) -> dict[str, Any]:
-    """{word, epsilon, unit, detail, class, void, waived, crossings}: this party's guarantee over the given crossings."""
+    """{word, epsilon, ever, unit, detail, void, waived, documents, crossings}: this party's guarantee over the crossings.
+
+    ever: the largest sum that a document of the same data sets has cost over all runs on this ledger.
+    """
     refs: set[str] = set()
     waived: set[str] = set()
     count = 0
@@ -30,6 +33,7 @@ def account(site: Site, edges: list[str]) -> dict[str, Any]:
     void = sorted({row["void"] for row in rows if row["void"]})
     return {
         "party": site.party, "word": _word(bool(waived), classes), "epsilon": _largest(site, sorted(refs)), "unit": "document",
+        "ever": _ever(site, sorted(refs)),
         "detail": "; ".join(sorted({row["detail"] for row in rows})), "void": void, "waived": sorted(waived),
         "documents": max((row["documents"] for row in rows), default=0), "crossings": count,
     }  # fmt: skip
@@ -68,6 +72,18 @@ def _largest(site: Site, refs: list[str]) -> float:
     return float(site.ledger.query(sql, refs)[0][0] or 0.0)
 
 
+def _ever(site: Site, refs: list[str]) -> float:
+    """The largest sum over all releases of a document, of the data sets that these releases are of."""
+    if not refs:
+        return 0.0
+    marks = ",".join("?" * len(refs))
+    sql = (
+        "SELECT MAX(total) FROM (SELECT SUM(epsilon) AS total FROM releases WHERE dataset IN "
+        f"(SELECT dataset FROM release_sets WHERE ref IN ({marks})) GROUP BY dataset, document)"
+    )
+    return float(site.ledger.query(sql, refs)[0][0] or 0.0)
+
+
 def may_show(site: Site, ref: Ref, what: str) -> None:
     """Raise MembraneError unless an artifact depends on benchmark and public data alone; note it in the transcript."""
     private = [
@@ -84,6 +100,16 @@ def may_show(site: Site, ref: Ref, what: str) -> None:
         edge=f"shown: {what}", name="report", sender=site.party, receiver="report", direction="out", kind=ref.kind,
         digest=ref.digest, size=0, label=ref.label,
     )  # fmt: skip
+
+
+def benchmark(ref: Ref) -> dict[str, bool]:
+    """{benchmark}: whether what `may_show` allowed depends on benchmark data without protection."""
+    return {"benchmark": ref.label.word in ("private", "exposed")}
+
+
+def without_ids(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Records as a report shows them: ids, the own ones and the random ones, tell who is who and stay."""
+    return [{key: value for key, value in row.items() if key not in ("id", "released")} for row in rows]
 
 
 def summary(site: Site) -> dict[str, Any]:

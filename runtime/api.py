@@ -15,7 +15,7 @@ from osmotic.runtime.flow import Flow, infer
 from osmotic.runtime.graph import Graph
 from osmotic.runtime.load import Loaded, find, load
 from osmotic.runtime.policies import Policies, beside, check_binds, open_site, policies_of
-from osmotic.runtime.run import Runner, Watcher, accept, exchange_heads, locked
+from osmotic.runtime.run import Runner, Watcher, accept, locked, settle
 from osmotic.runtime.site import Site
 from osmotic.runtime.store import disk
 from osmotic.schemas.errors import ConfigError, OsmoticError, Problem, RefusedError
@@ -42,11 +42,10 @@ class Prepared:
     sites: dict[str, Site] = field(default_factory=dict)
 
     def open(self, passing: bool = False) -> dict[str, Site]:
-        """Open every party's site; passing: those that never ran keep nothing on disk."""
+        """Open every party's site; passing: what is there is read, and nothing is made on disk."""
         try:
             for party in self.graph.role_of:
-                fresh = not (self.home / "parties" / party).is_dir()
-                self.sites[party] = open_site(party, self.home, self.policies, self.registry, passing and fresh)
+                self.sites[party] = open_site(party, self.home, self.policies, self.registry, passing)
         except OsmoticError:
             self.close()
             raise
@@ -106,7 +105,7 @@ def run(
     with locked(ready.home), transport_of(ready, isolate, watcher or Quiet()) as transport:
         outcome = Runner(ready.graph, transport, watcher or Quiet()).run()
         summary = summarise(ready.graph, transport, outcome)
-        exchange_heads(transport, ready.graph)
+        settle(transport, ready.graph)
         summary["home"] = str(ready.home)
         save(ready, summary)
     return summary
@@ -188,7 +187,8 @@ def call(
 
     The first input is `records`, or without them the data set `data` as the policy binds it. Records and `inputs` given
     here count as data of the binding `data`: its schema, label, purpose and budget hold for them, and the same record (by
-    its id) never pays twice for the same release. models: as in a pipeline, without 'at'. Returns every output, those that
+    its id) never pays twice for the same release. What was released and spent lies beside a policy file that binds private
+    data, else in `home`. models: as in a pipeline, without 'at'. Returns every output, those that
     may not leave the party too: the caller is the party. Raises ConfigError, DataError, RefusedError or ComponentError.
     """
     from osmotic.runtime.single import Call

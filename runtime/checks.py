@@ -3,6 +3,7 @@
 templates against record schemas, and each party's own policy. All problems come together, located.
 """
 
+import json
 from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -20,6 +21,8 @@ from osmotic.schemas.messages import fingerprint
 from osmotic.schemas.policy import SitePolicy
 from osmotic.schemas.records import RecordSchema
 from osmotic.schemas.source import Key, Source, did_you_mean, problems_of
+
+SHIPPED = "osmotic:"
 
 
 class Configs:
@@ -144,7 +147,7 @@ def build_model(registry: Registry, graph: Graph, name: str) -> Any:
 
 
 def site_problems(graph: Graph, configs: Configs, party: str, datasets: Datasets) -> list[Problem]:
-    """What one party's policy refuses or lacks: data bindings, components, mechanisms, seeds, templates, budget."""
+    """What one party's policy refuses or lacks: data bindings, components, mechanisms, models, seeds, templates."""
     problems: list[Problem] = []
     policy = datasets.policy
     done: set[tuple[str, Cell]] = set()
@@ -159,9 +162,26 @@ def site_problems(graph: Graph, configs: Configs, party: str, datasets: Datasets
         if any(out.label == "source" for out in node.component.outputs.values()):
             problems += _binding(graph, node, str(getattr(config, "data", "")), party, policy)
         problems += _slots(graph, configs, instance, datasets)
+    problems += _model_paths(graph, party, policy)
     if graph.pipeline.noise_seed is not None and graph.at(party):
         problems += _seeded(graph, configs, party, policy)
     return list(dict.fromkeys(problems))
+
+
+def _model_paths(graph: Graph, party: str, policy: SitePolicy) -> list[Problem]:
+    """Models that the plan would load here from a place that the site did not name."""
+    found: list[Problem] = []
+    for name, spec in graph.pipeline.models.items():
+        if spec.at != graph.role_of[party]:
+            continue
+        place = getattr(config_type(graph.registry.model(spec.type)).model_validate(spec.config), "path", None)
+        if place is None or str(place).startswith(SHIPPED) or {"*", str(place)} & set(policy.models):
+            continue
+        path = ("models", name, "config", "path")
+        what = f"{party} does not allow the model {str(place)!r}"
+        fix = f"add 'models: [{json.dumps(str(place), ensure_ascii=False)}]' to the site file of {party}"
+        found.append(Problem(what, graph.loaded.source.where(path), ".".join(path), "a plan may not choose files", fix))
+    return found
 
 
 def slot_problems(graph: Graph, configs: Configs, party: str, datasets: Datasets) -> list[Problem]:

@@ -25,12 +25,12 @@ class SiteContext:
     def __init__(
         self, *, party: str, task: str, key: str, seed: str, noise_seed: int | None, label: Label, lineage: list[str],
         datasets: Datasets, releaser: Releaser, ledger: Ledger, store: Store, models: Callable[[str, Callable[[], Label]], Any],
-        documents: Callable[[str], set[str]], progress: Callable[[int, int, str], None],
+        documents: Callable[[str], set[str]], progress: Callable[[int, int, str], None], source: str | None = None,
     ) -> None:  # fmt: skip
         self._party, self._task, self._key, self._seed = party, task, key, seed
         self._noise_seed, self._label, self._lineage = noise_seed, label, lineage
         self._datasets, self._releaser, self._ledger, self._store = datasets, releaser, ledger, store
-        self._models, self._documents, self._progress = models, documents, progress
+        self._models, self._documents, self._progress, self._source = models, documents, progress, source
         self.made: dict[str, str] = {}  # digest -> reference of what this very task released
 
     @property
@@ -58,7 +58,11 @@ class SiteContext:
         return self._models(name, lambda: self._label)
 
     def dataset(self, name: str) -> tuple[Records, RecordSchema]:
-        """A bound data set; from now on the task's outputs are as private as the binding says."""
+        """The data set that a source's configuration names, and no other; its outputs are as private as the binding says."""
+        if name != self._source:
+            what = f"{self._task}: it may not read the data set {name!r}"
+            why = f"its configuration names {self._source!r}" if self._source else "it has no output of the label 'source'"
+            raise RefusedError(Problem(what, why=why, fix="read it with record_loader and connect that"))
         found = self._datasets.load(name)
         self._label |= source_label(self._party, name, {self._party: self._datasets.policy})
         return found
@@ -77,6 +81,7 @@ class SiteContext:
         prepared = self._releaser.prepare(mechanism, fields, schema, base, certified=True)
         if self._label.of("raw"):
             self._check_whole(records, dataset)
+            self._check_unchanged(records, fields, dataset)
         released, key, ref = self._releaser.release(records, prepared, dataset, self._noise_seed)
         self.made[digest_of(released.kind, released.to_files())] = ref
         return released, key
@@ -91,6 +96,15 @@ class SiteContext:
             what = f"{self._task}: a release needs every record of {dataset!r}, once (it got {len(given)})"
             why = "which records were chosen would cross without protection"
             raise RefusedError(Problem(what, why=why, fix="release first, then filter what was released"))
+
+    def _check_unchanged(self, records: Records, fields: Sequence[str], dataset: str) -> None:
+        """What is released is what the data set says: a value put into another record's place would be paid by that one."""
+        bound = self._datasets.load(dataset)[0].by_id()
+        for row in records:
+            own = bound.get(row["id"])
+            if own is None or any(row.get(field) != own[field] for field in fields):
+                what, why = f"{self._task}: records were changed before the release", "each document pays for its own content"
+                raise RefusedError(Problem(what, why=why, fix="release the records as they were loaded"))
 
     def blind(self, records: Records, fields: Sequence[str]) -> tuple[Records, Records]:
         """Fresh random ids and order; see `contract.Context.blind`."""

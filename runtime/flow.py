@@ -27,16 +27,19 @@ class Flow:
     refusals: list[Problem] = field(default_factory=list)
 
 
-def granted(policy: SitePolicy, edge: str, waive: str | None, datasets: list[str]) -> tuple[Waiver | None, str]:
-    """The waiver that lets an edge carry raw data, or None and the reason. Waivers work on benchmark data only."""
+def granted(policy: SitePolicy, edge: str, waive: str | None, datasets: list[str], receiver: str) -> tuple[Waiver | None, str]:
+    """The waiver that lets an edge carry raw data to a party, or None and the reason. Waivers work on benchmark data only."""
     if waive is None:
         return None, "the plan asks for no waiver"
     private = [d for d in datasets if d not in policy.data or policy.data[d].purpose != "benchmark"]
     if private:
         return None, f"a waiver works on benchmark data only; {', '.join(private)!r} is private"
-    for waiver in policy.waivers:
-        if waiver.edge in (edge, "*"):
+    waivers = [waiver for waiver in policy.waivers if waiver.edge in (edge, "*")]
+    for waiver in waivers:
+        if receiver in waiver.observers:
             return waiver, ""
+    if waivers:
+        return None, f"the site's waiver for the edge {edge!r} lets {', '.join(waivers[0].observers)} see it, not {receiver}"
     return None, f"the site's policy has no waiver for the edge {edge!r}"
 
 
@@ -69,7 +72,7 @@ def cross(graph: Graph, edge: Edge, label: Label, policies: Mapping[str, SitePol
     """
     if label.word in ("public", "protected"):
         return label, ""
-    everybody = tuple(graph.pipeline.parties)
+    everybody = tuple(graph.role_of)
     for owner in sorted({e.owner for e in label.of("raw")}):
         if owner != edge.sender:
             return label.exposed(owner, edge.name, everybody), f"raw data of {owner} at {edge.sender}"
@@ -79,12 +82,12 @@ def cross(graph: Graph, edge: Edge, label: Label, policies: Mapping[str, SitePol
             what = f"private data of {owner} ({', '.join(names)}) would cross: {why}"
             return label.exposed(owner, edge.name, everybody), what
         label = label.exposed(owner, edge.name, observers)
-    return label, _unseen(graph, edge, label)
+    return label, _unseen(edge, label)
 
 
 def _grant(edge: Edge, datasets: list[str], policy: SitePolicy) -> tuple[tuple[str, ...], str]:
     """(who may see it, why it is refused) by the owner's policy."""
-    waiver, why = granted(policy, edge.name, edge.waive, datasets)
+    waiver, why = granted(policy, edge.name, edge.waive, datasets, edge.receiver)
     return (waiver.observers, "") if waiver else ((), why)
 
 
@@ -93,13 +96,15 @@ def _unknown(edge: Edge, everybody: tuple[str, ...]) -> tuple[tuple[str, ...], s
     return everybody, "" if edge.waive else "the plan asks for no waiver"
 
 
-def _unseen(graph: Graph, edge: Edge, label: Label) -> str:
-    """Exposed entries may reach only the roles that their owner allowed (the owner itself always)."""
-    role = graph.role_of[edge.receiver]
+def _unseen(edge: Edge, label: Label) -> str:
+    """Exposed entries may reach only the parties that their owner allowed, by name (the owner itself always).
+
+    Never by role: which role a party has is what the plan says.
+    """
     for entry in label.of("exposed"):
-        if edge.receiver != entry.owner and role not in entry.observers:
+        if edge.receiver not in (entry.owner, *entry.observers):
             seen = ", ".join(entry.observers)
-            return f"data of {entry.owner}, exposed by {entry.ref}, may be seen by {seen} only, not by {role}"
+            return f"data of {entry.owner}, exposed by {entry.ref}, may be seen by {seen} only, not by {edge.receiver}"
     return ""
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from osmotic.schemas.messages import fingerprint
 
 RELEVANT = ("numpy", "pyarrow", "safetensors", "torch", "transformers", "peft", "tokenizers", "jinja2")
+RULES = 1  # raised whenever the rules by which labels are computed change: everything is then computed anew
 REASONS = {
     "component": "another component",
     "code": "new code",
@@ -23,6 +24,9 @@ REASONS = {
     "mechanism": "changed mechanism or table",
     "schemas": "changed data",
     "environment": "changed versions",
+    "osmotic": "another version of osmotic",
+    "threads": "changed threads",
+    "ledger": "another ledger",
 }
 
 

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A party's durable memory in one SQLite file: releases and their charges, crossings, finished tasks, journals.
+"""A party's durable memory in two SQLite files: the vault, and what belongs to the runs of one folder.
 
-Releases and charges are kept for good; charges and crossings are append-only, each row hash-chained to the one before.
-WAL mode with ``synchronous=FULL``: what was committed survives a kill and a power cut.
+The vault (``ledger.sqlite``: releases, charges, random ids, cards) holds for every run over the same data, so it may lie
+elsewhere; the run's own file (``run.sqlite``) has crossings, finished tasks and journals. Releases and charges are kept for
+good; charges and crossings are append-only, each row hash-chained to the one before. WAL mode with ``synchronous=FULL``: what
+was committed survives a kill and a power cut. No transaction writes to both files.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import hmac
 import os
@@ -22,59 +25,92 @@ from osmotic.schemas.errors import Problem, StoreError
 from osmotic.schemas.labels import Label
 
 VERSION = 1
-TABLES = """
-CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS releases (
+RUN_TABLES = """
+CREATE TABLE IF NOT EXISTS main.meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS main.crossings (
+  seq INTEGER PRIMARY KEY, body TEXT NOT NULL, previous TEXT NOT NULL, hash TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS main.crossed (edge TEXT NOT NULL, digest TEXT NOT NULL, direction TEXT NOT NULL, label TEXT NOT NULL,
+  PRIMARY KEY (edge, direction));
+CREATE TABLE IF NOT EXISTS main.heads (party TEXT NOT NULL, chain TEXT NOT NULL, head TEXT NOT NULL, time TEXT NOT NULL,
+  PRIMARY KEY (party, chain, head)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS main.tasks (key TEXT PRIMARY KEY, outputs TEXT NOT NULL, seconds REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS main.instances (id TEXT PRIMARY KEY, key TEXT NOT NULL, facts TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS main.journal (task TEXT NOT NULL, name TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL,
+  PRIMARY KEY (task, name, key)) WITHOUT ROWID;
+"""
+VAULT_TABLES = """
+CREATE TABLE IF NOT EXISTS vault.meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS vault.releases (
   lookup TEXT PRIMARY KEY, id TEXT NOT NULL UNIQUE, dataset TEXT NOT NULL, document TEXT NOT NULL,
   payload TEXT NOT NULL, parameters TEXT NOT NULL, epsilon REAL NOT NULL);
-CREATE INDEX IF NOT EXISTS releases_document ON releases (dataset, document);
-CREATE TABLE IF NOT EXISTS release_sets (
+CREATE INDEX IF NOT EXISTS vault.releases_document ON releases (dataset, document);
+CREATE TABLE IF NOT EXISTS vault.release_sets (
   ref TEXT PRIMARY KEY, digest TEXT NOT NULL, dataset TEXT NOT NULL, parameters TEXT NOT NULL, class TEXT NOT NULL,
   epsilon REAL NOT NULL, detail TEXT NOT NULL, void TEXT NOT NULL, documents INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS members (ref TEXT NOT NULL, lookup TEXT NOT NULL, PRIMARY KEY (ref, lookup)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS charges (seq INTEGER PRIMARY KEY, body TEXT NOT NULL, previous TEXT NOT NULL, hash TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS crossings (seq INTEGER PRIMARY KEY, body TEXT NOT NULL, previous TEXT NOT NULL, hash TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS crossed (edge TEXT NOT NULL, digest TEXT NOT NULL, direction TEXT NOT NULL, label TEXT NOT NULL,
-  PRIMARY KEY (edge, direction));
-CREATE TABLE IF NOT EXISTS heads (party TEXT NOT NULL, chain TEXT NOT NULL, head TEXT NOT NULL, time TEXT NOT NULL,
-  PRIMARY KEY (party, chain, head)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS blinds (lookup TEXT PRIMARY KEY, id TEXT NOT NULL UNIQUE);
-CREATE TABLE IF NOT EXISTS cards (key TEXT PRIMARY KEY, body TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS tasks (key TEXT PRIMARY KEY, outputs TEXT NOT NULL, seconds REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS instances (id TEXT PRIMARY KEY, key TEXT NOT NULL, facts TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS journal (task TEXT NOT NULL, name TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL,
-  PRIMARY KEY (task, name, key)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS vault.members (
+  ref TEXT NOT NULL, lookup TEXT NOT NULL, PRIMARY KEY (ref, lookup)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS vault.charges (
+  seq INTEGER PRIMARY KEY, body TEXT NOT NULL, previous TEXT NOT NULL, hash TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS vault.blinds (lookup TEXT PRIMARY KEY, id TEXT NOT NULL UNIQUE);
+CREATE TABLE IF NOT EXISTS vault.cards (key TEXT PRIMARY KEY, body TEXT NOT NULL);
 """
 GENESIS = "0" * 64
 
 
 class Ledger:
-    """Opens (and makes) ``folder/ledger.sqlite`` and the secret key ``folder/key``.
+    """Opens (and makes) ``folder/run.sqlite`` and, beside each other in the vault, ``ledger.sqlite`` and the secret ``key``.
 
-    passing: keep nothing on disk (for a plan of a party that has never run).
+    vault: a folder; None: where the run's own file says that it lies, else `folder`. passing: make nothing on disk (plans);
+    what is there is read. Raises StoreError.
     """
 
-    def __init__(self, folder: Path, passing: bool = False) -> None:
+    def __init__(self, folder: Path, passing: bool = False, vault: Path | None = None) -> None:
         self.folder = folder
-        self.path = folder / "ledger.sqlite"
-        if passing:
-            self.key = os.urandom(32)
-        else:
-            with disk(folder):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.key = _secret(folder / "key", may_make=not self.path.exists())
+        self.run_path = folder / "run.sqlite"
         try:
-            place = ":memory:" if passing else str(self.path)
-            self.db = sqlite3.connect(place, timeout=30, isolation_level=None, check_same_thread=False)
-            self.db.execute("PRAGMA journal_mode=WAL")
-            self.db.execute("PRAGMA synchronous=FULL")
-            self._check_version()
+            self._open(passing, vault)
         except sqlite3.Error as error:
             self._drop()
-            raise _problem(self.path, error) from error
+            raise _problem(self.path if hasattr(self, "path") else self.run_path, error) from error
         except StoreError:
             self._drop()
             raise
+
+    def _open(self, passing: bool, vault: Path | None) -> None:
+        if not passing:
+            with disk(self.folder):
+                self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        place = ":memory:" if passing and not self.run_path.is_file() else str(self.run_path)
+        self.db = sqlite3.connect(place, timeout=30, isolation_level=None, check_same_thread=False)
+        self.vault = self._find(vault)
+        self.path = self.vault / "ledger.sqlite"
+        there = self.path.is_file()
+        if passing and not there:
+            self.key = os.urandom(32)
+        else:
+            with disk(self.vault):
+                self.vault.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.key = _secret(self.vault / "key", may_make=not there)
+        self.db.execute("ATTACH ? AS vault", (":memory:" if passing and not there else str(self.path),))
+        with _alone(None if passing and not there else self.vault / "key"):
+            for name in ("main", "vault"):
+                self.db.execute(f"PRAGMA {name}.journal_mode=WAL")
+                self.db.execute(f"PRAGMA {name}.synchronous=FULL")
+            self._check_version("vault", VAULT_TABLES, self.path)
+            self._check_version("main", RUN_TABLES, self.run_path)
+        if not passing:
+            self.remember("vault", "" if self.vault == self.folder else str(self.vault.resolve()))
+
+    def _find(self, vault: Path | None) -> Path:
+        """The folder of the vault. Raises StoreError when it is the one of the last run and its ledger is gone."""
+        made = self.db.execute("SELECT 1 FROM sqlite_master WHERE name='meta'").fetchone()
+        row = self.db.execute("SELECT value FROM meta WHERE name='vault'").fetchone() if made else None
+        last = None if row is None else Path(row[0]) if row[0] else self.folder
+        found = vault or last or self.folder
+        if last is not None and found.resolve() == last.resolve() and not (found / "ledger.sqlite").is_file():
+            fix = "put it back where it was: it says what was released and spent"
+            raise StoreError(Problem("the ledger of this run is not there", str(found), fix=fix))
+        return found
 
     def close(self) -> None:
         """Close the database."""
@@ -85,20 +121,29 @@ class Ledger:
         if hasattr(self, "db"):
             self.db.close()
 
-    def _check_version(self) -> None:
+    def _check_version(self, name: str, tables: str, path: Path) -> None:
         """Make the tables of a new file; a newer file is left untouched. A file of this version is only read."""
-        made = self.db.execute("SELECT 1 FROM sqlite_master WHERE name='meta'").fetchone()
-        row = self.db.execute("SELECT value FROM meta WHERE name='version'").fetchone() if made else None
+        made = self.db.execute(f"SELECT 1 FROM {name}.sqlite_master WHERE name='meta'").fetchone()
+        row = self.db.execute(f"SELECT value FROM {name}.meta WHERE name='version'").fetchone() if made else None
         if row is None:
-            self.db.executescript(TABLES)
-            self.db.execute("INSERT OR IGNORE INTO meta VALUES ('version', ?)", (str(VERSION),))
+            self.db.executescript(tables)
+            self.db.execute(f"INSERT OR IGNORE INTO {name}.meta VALUES ('version', ?)", (str(VERSION),))
         elif not row[0].isdecimal() or int(row[0]) > VERSION:
             fix = "install the osmotic version that wrote it, or a newer one"
-            raise StoreError(Problem(f"the ledger was written by a newer version (format {row[0]})", str(self.path), fix=fix))
+            raise StoreError(Problem(f"the ledger was written by a newer version (format {row[0]})", str(path), fix=fix))
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Everything read inside belongs to one moment, though another run may be writing."""
+        self.db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self.db.execute("ROLLBACK")
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """One write transaction: all or nothing, durable when it returns."""
+        """One write transaction: all or nothing, durable when it returns. Nobody else writes to either file meanwhile."""
         try:
             self.db.execute("BEGIN IMMEDIATE")
             try:
@@ -184,11 +229,11 @@ class Ledger:
         """Keep a note about this folder (what `osmotic ledger` needs to know later)."""
         if self.recall(name) != value:
             with self.transaction() as db:
-                db.execute("INSERT OR REPLACE INTO meta VALUES (?,?)", (name, value))
+                db.execute("INSERT OR REPLACE INTO main.meta VALUES (?,?)", (name, value))
 
     def recall(self, name: str) -> str | None:
         """A note, or None."""
-        rows = self.query("SELECT value FROM meta WHERE name=?", (name,))
+        rows = self.query("SELECT value FROM main.meta WHERE name=?", (name,))
         return str(rows[0][0]) if rows else None
 
     def chain_problems(self) -> list[str]:
@@ -277,6 +322,17 @@ def _loads(text: str) -> Any:
     import json
 
     return json.loads(text)
+
+
+@contextlib.contextmanager
+def _alone(key: Path | None) -> Iterator[None]:
+    """Only one process at a time makes or looks over the files of a vault."""
+    if key is None:
+        yield
+        return
+    with disk(key), key.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _secret(path: Path, may_make: bool) -> bytes:

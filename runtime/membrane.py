@@ -67,7 +67,7 @@ def crossing_label(site: Site, edge: Edge, ref: Ref) -> Label:
     if any(entry.owner != site.party for entry in raw):
         raise MembraneError(Problem(f"{edge.name}: raw data of another party"))
     if raw:
-        waiver, why = granted(site.policy, edge.name, edge.waive, [entry.ref for entry in raw])
+        waiver, why = granted(site.policy, edge.name, edge.waive, [entry.ref for entry in raw], edge.receiver)
         if waiver is None:
             raise MembraneError(Problem(f"{edge.name}: private data may not leave {site.party}", why=why))
         label = label.exposed(site.party, edge.name, waiver.observers)

@@ -10,7 +10,7 @@ from osmotic.runtime import flow, membrane
 from osmotic.runtime.checks import Configs, datasets_of
 from osmotic.runtime.graph import Graph, Instance
 from osmotic.runtime.ledger import Ledger
-from osmotic.runtime.releases import Prepared
+from osmotic.runtime.releases import TEXTS, Prepared
 from osmotic.runtime.site import Site
 from osmotic.schemas.errors import Problem
 
@@ -143,4 +143,5 @@ def _row(instance: Instance, dataset: str, site: Site, prepared: Prepared) -> di
 
 def _a_token(prepared: Prepared) -> str:
     pairs = zip(prepared.fields, prepared.claims, prepared.texts, strict=True)
-    return ", ".join(f"{field}: {claim.epsilon:g}{' a token' if text else ''}" for field, claim, text in pairs)
+    parts = [f"{field}: {claim.epsilon:g}{' a token' if text else ''}" for field, claim, text in pairs]
+    return f"{', '.join(parts)}, {TEXTS}"

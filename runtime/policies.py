@@ -18,11 +18,26 @@ from osmotic.schemas.source import read, validate
 
 @dataclass(frozen=True)
 class Policies:
-    """Policies by party and the folder that their relative paths start from."""
+    """Policies by party and the folder that their relative paths start from. state: folder of the ledgers, if the file says."""
 
     policies: dict[str, SitePolicy]
     base: Path
     file: Path | None
+    state: str | None = None
+
+    def vault(self, party: str) -> Path | None:
+        """Where a party's ledger of releases and charges lies; None: in the folder of the run.
+
+        It follows the site file, not the pipeline or its folder: what was spent on private data counts in every run.
+        """
+        if self.file is None:
+            return None
+        if self.state is not None:
+            return (self.file.resolve().parent / self.state).resolve() / party
+        bindings = self.policies.get(party, SitePolicy()).data.values()
+        private = any(b.label == "private" and b.purpose == "private" for b in bindings)
+        file = self.file.resolve()  # a link to a site file is that file
+        return file.parent / f"{file.stem}.state" / party if private else None
 
 
 def beside(pipeline: Path) -> Path | None:
@@ -44,7 +59,7 @@ def policies_of(parties: list[str], sites: Path | None, binds: tuple[str, ...] =
             raise ConfigError(Problem(f"--bind {bind}: write it as NAME=FILE"))
         for party in bound:
             policies[party] = _rebound(policies[party], name, str(Path(path).resolve()))
-    return Policies(policies, sites.resolve().parent, sites)
+    return Policies(policies, sites.resolve().parent, sites, file.state)
 
 
 def check_binds(policies: Policies, binds: tuple[str, ...]) -> None:
@@ -62,9 +77,9 @@ def _rebound(policy: SitePolicy, name: str, path: str) -> SitePolicy:
 
 
 def open_site(party: str, home: Path, policies: Policies, registry: Registry, passing: bool = False) -> Site:
-    """Open a party's store and ledger under ``home/parties/PARTY``; sets the compute threads of this process."""
-    policy = policies.policies.get(party, SitePolicy())
-    site = Site(party, home / "parties" / party, policy, policies.base, registry, passing)
+    """Open a party's store and ledger under ``home/parties/PARTY``, its vault where the policies say. passing: make nothing."""
+    policy, folder = policies.policies.get(party, SitePolicy()), home / "parties" / party
+    site = Site(party, folder, policy, policies.base, registry, passing, policies.vault(party) or folder)
     if not passing and policies.file is not None:
         caps = {name: budget.per_document for name, budget in policy.budget.items()}
         site.ledger.remember("caps", json.dumps(caps, sort_keys=True))

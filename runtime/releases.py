@@ -6,6 +6,7 @@ same document under the same mechanism costs its budget once, ever. Noise and ra
 seed (tests) is part of the look-up key and voids the guarantee. Released order is that of the random ids: random.
 """
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from osmotic.schemas.messages import fingerprint
 from osmotic.schemas.policy import SitePolicy
 from osmotic.schemas.records import RecordSchema
 from osmotic.schemas.source import did_you_mean
+
+TEXTS = "for texts of equal released length"  # how many tokens a text has is not hidden
 
 
 @dataclass
@@ -57,12 +60,12 @@ class Prepared:
         if not any(self.texts) and len(epsilons) == 1:
             return f"{len(self.fields)} fields x {next(iter(epsilons)):g}"
         if longest is not None and len(epsilons) == 1:
-            return f"at most {longest} tokens x {next(iter(epsilons)):g}"
+            return f"at most {longest} tokens x {next(iter(epsilons)):g}, {TEXTS}"
         parts = [
             f"{field}: {n} tokens x {claim.epsilon:g}" if text else f"{field}: {claim.epsilon:g}"
             for field, n, claim, text in zip(self.fields, most, self.claims, self.texts, strict=True)
         ]
-        return "at most " + ", ".join(parts)
+        return "at most " + ", ".join(parts) + (f", {TEXTS}" if any(self.texts) else "")
 
 
 class Releaser:
@@ -89,6 +92,9 @@ class Releaser:
         for made in built:
             self._allow_table(made.space)
         claims = [made.guarantee() for made in built]
+        if any(claim.delta > 0 for claim in claims):
+            what = f"the mechanism {name!r} promises epsilon with a delta above 0"
+            raise RefusedError(Problem(what, why="budgets here are of epsilon alone", fix="use a mechanism with delta 0"))
         allowed(self.policy, name, code, max(claim.epsilon for claim in claims))
         missing = [f for f, made, claim in zip(fields, built, claims, strict=True) if not self._card(made, claim, certified)]
         texts = [schema.fields[f].text for f in fields]
@@ -137,12 +143,13 @@ class Releaser:
         wanted = [self._identify(row, prepared, dataset, noise_seed) for row in records]
         found = self._stored(prepared.parameters)
         new = [(row, lookup, document) for row, (lookup, document) in zip(records, wanted, strict=True) if lookup not in found]
-        drawn = self._draw(new, prepared, noise_seed)
+        drawn = self._draw(new, prepared, dataset, noise_seed)
         released, key = [], []
         with self.ledger.transaction() as db:
             if drawn:  # another process may have released some of them meanwhile: what was first stays
                 found = self._stored(prepared.parameters)
-            self._store(db, {k: v for k, v in drawn.items() if k not in found}, prepared, dataset)
+            fresh = {k: v for k, v in drawn.items() if k not in found}
+            self._store(db, fresh, prepared, dataset, "" if noise_seed is None else "seeded")
             for row, (lookup, _) in zip(records, wanted, strict=True):
                 identity, payload = found.get(lookup) or drawn[lookup][:2]
                 released.append(
@@ -161,7 +168,7 @@ class Releaser:
             for row in records:
                 lookup = self.ledger.secret_hash(["blind", dataset, row["id"], noise_seed])
                 stored = db.execute("SELECT id FROM blinds WHERE lookup=?", (lookup,)).fetchone()
-                identity = stored[0] if stored else _random_id(_entropy(noise_seed, row["id"]))
+                identity = stored[0] if stored else _random_id(_entropy(noise_seed, "blind", dataset, row["id"]))
                 if not stored:
                     db.execute("INSERT INTO blinds VALUES (?,?)", (lookup, identity))
                 blinded.append({"id": identity, **{f: row[f] for f in fields}})
@@ -186,31 +193,35 @@ class Releaser:
         return {lookup: (identity, json.loads(payload)) for lookup, identity, payload in rows}
 
     def _draw(
-        self, new: list[tuple[dict[str, Any], str, str]], prepared: Prepared, noise_seed: int | None
+        self, new: list[tuple[dict[str, Any], str, str]], prepared: Prepared, dataset: str, noise_seed: int | None
     ) -> dict[str, tuple[str, dict[str, str], str, float, list[int]]]:
-        """lookup -> (random id, payload, document, epsilon, symbols per field); one vectorised draw a field."""
-        import numpy as np
+        """lookup -> (random id, payload, document, epsilon, symbols per field).
 
+        One vectorised draw a field; seeded, one a document and field, so that its outcome depends on nothing else.
+        """
         payloads: list[dict[str, str]] = [{} for _ in new]
         counts: list[list[int]] = [[] for _ in new]
         for field, mechanism, text in zip(prepared.fields, prepared.mechanisms, prepared.texts, strict=True):
             tokens = [tokenize(row[field]) if text else [row[field]] for row, _, _ in new]
-            flat = indices(mechanism.space, [token for part in tokens for token in part])
-            out = mechanism.sample(flat, _entropy(noise_seed, field)) if len(flat) else np.empty(0, dtype=np.int64)
-            start = 0
-            for payload, count, part in zip(payloads, counts, tokens, strict=True):
-                symbols = [mechanism.space.symbols[i] for i in out[start : start + len(part)]]
+            if noise_seed is None:
+                sampled = _sample(mechanism, tokens, SystemEntropy())
+            else:
+                streams = [(dataset, row["id"], prepared.parameters, field) for row, _, _ in new]
+                pairs = zip(tokens, streams, strict=True)
+                sampled = [_sample(mechanism, [part], _entropy(noise_seed, *stream))[0] for part, stream in pairs]
+            for payload, count, symbols in zip(payloads, counts, sampled, strict=True):
                 payload[field] = join(symbols) if text else symbols[0]
-                count.append(len(part))
-                start += len(part)
+                count.append(len(symbols))
         result = {}
         for (row, lookup, document), payload, count in zip(new, payloads, counts, strict=True):
-            entropy = _entropy(noise_seed, f"id/{row['id']}")
+            content = [row[field] for field in prepared.fields]
+            entropy = _entropy(noise_seed, "id", dataset, row["id"], prepared.parameters, content)
             result[lookup] = (_random_id(entropy), payload, document, prepared.cost(count), count)
         return result
 
-    def _store(self, db: Any, drawn: dict[str, Any], prepared: Prepared, dataset: str) -> None:
+    def _store(self, db: Any, drawn: dict[str, Any], prepared: Prepared, dataset: str, void: str) -> None:
         """Charge and store what is new, under the caps (inside the transaction)."""
+        check_cap(self.policy, dataset)
         cap = self.policy.budget.get(dataset) or self.policy.budget.get("*")
         for lookup, (identity, payload, document, epsilon, _) in drawn.items():
             sql = "SELECT COALESCE(SUM(epsilon), 0) FROM releases WHERE dataset=? AND document=?"
@@ -222,7 +233,7 @@ class Releaser:
             body = {
                 "time": now(), "dataset": dataset, "document": document, "release": lookup, "epsilon": epsilon,
                 "id": identity, "payload": fingerprint(payload), "unit": "document", "class": prepared.mechanism_class,
-                "mechanism": prepared.mechanisms[0].name, "parameters": prepared.parameters,
+                "mechanism": prepared.mechanisms[0].name, "parameters": prepared.parameters, "void": void,
             }  # fmt: skip
             self.ledger.append(db, "charges", body)
 
@@ -281,8 +292,28 @@ def allowed(policy: SitePolicy, name: str, code: str, epsilon: float) -> None:
         raise RefusedError(Problem(what, fix="lower epsilon"))
 
 
-def _entropy(noise_seed: int | None, stream: str) -> Entropy:
-    return SystemEntropy() if noise_seed is None else SeededEntropy(f"{noise_seed}/{stream}")
+def check_cap(policy: SitePolicy, dataset: str) -> None:
+    """Raise RefusedError when private data have no cap: what is released of them must end somewhere."""
+    binding = policy.data.get(dataset)
+    open_data = binding is not None and (binding.label == "public" or binding.purpose == "benchmark")
+    if not open_data and dataset not in policy.budget and "*" not in policy.budget:
+        fix = f"add 'budget: {{{dataset}: {{per_document: ...}}}}' to the site file"
+        raise RefusedError(Problem(f"the private data set {dataset!r} has no budget", path=f"budget.{dataset}", fix=fix))
+
+
+def _sample(mechanism: Mechanism[Any], tokens: list[list[str]], entropy: Entropy) -> list[list[str]]:
+    """One outcome a token, in the same lists; drawn together."""
+    import numpy as np
+
+    flat = indices(mechanism.space, [token for part in tokens for token in part])
+    out = mechanism.sample(flat, entropy) if len(flat) else np.empty(0, dtype=np.int64)
+    ends = list(itertools.accumulate(len(part) for part in tokens))
+    return [[mechanism.space.symbols[i] for i in out[end - len(part) : end]] for part, end in zip(tokens, ends, strict=True)]
+
+
+def _entropy(noise_seed: int | None, *stream: Any) -> Entropy:
+    """The operating system's, or a seeded stream of that name (JSON values)."""
+    return SystemEntropy() if noise_seed is None else SeededEntropy(canonical([noise_seed, *stream]).decode())
 
 
 def _random_id(entropy: Entropy) -> str:

@@ -141,8 +141,10 @@ def _task_of(until: Until) -> str:
     return until.metric.partition(":")[0].partition(".")[0]
 
 
-def exchange_heads(transport: Transport, graph: Graph) -> None:
-    """Every party gets the chain heads of all: rewriting history would take all of them."""
+def settle(transport: Transport, graph: Graph) -> None:
+    """Every party writes its own report, and gets the chain heads of all: rewriting history would take all of them."""
+    for party in graph.role_of:
+        ask(transport, party, {"op": "settle"})
     heads = {party: ask(transport, party, {"op": "heads", "heads": {}})[0]["heads"] for party in graph.role_of}
     for party in graph.role_of:
         ask(transport, party, {"op": "heads", "heads": heads})

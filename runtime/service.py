@@ -2,11 +2,13 @@
 """What a site answers to the coordinator: a closed set of operations, each (header, bytes) -> (header, bytes).
 
 Every transport carries exactly these. Results tell no more than the coordinator needs: ids of the plan, counts, codes; never
-a digest of private data, never an error text (those go to the site's own log and, on one machine, to its console).
+a digest of private data, never an error text (those go to the site's own log and, on one machine, to its console). Where
+the operator is somebody else: no times, no progress, no reasons of a failure at a party that has private data.
 """
 
 import contextlib
 import json
+import re
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict
@@ -15,15 +17,29 @@ from typing import Any
 
 from osmotic.plugins.contract import Generation, Metrics, Records
 from osmotic.runtime import accounts, membrane
+from osmotic.runtime.checks import model_fields
+from osmotic.runtime.graph import Instance
 from osmotic.runtime.ledger import now
 from osmotic.runtime.ports import record_call
 from osmotic.runtime.site import Site
 from osmotic.schemas.artifacts import canonical
-from osmotic.schemas.errors import Code, MembraneError, OsmoticError, Problem, ProtocolFault
+from osmotic.schemas.errors import Code, ComponentError, MembraneError, OsmoticError, Problem, ProtocolFault
 from osmotic.schemas.labels import Label
 
 Header = dict[str, Any]
 Reply = tuple[Header, bytes]
+
+
+def refusal(error: OsmoticError, local: bool) -> Header:
+    """An error as a reply: its code and exit status, and its text only where the operator owns the site."""
+    problems = [asdict(p) for p in error.problems] if local else []
+    return {"error": {"code": str(error.code), "exit": error.exit_code, "problems": problems}}
+
+
+def _internal(problem: Problem) -> OsmoticError:
+    error = ComponentError(problem)
+    error.code = Code.INTERNAL
+    return error
 
 
 class Service:
@@ -47,6 +63,7 @@ class Service:
             "account": self._account,
             "hashes": self._hashes,
             "heads": self._heads,
+            "settle": self._settle,
         }
 
     def handle(self, header: Header, blob: bytes) -> Reply:
@@ -58,15 +75,32 @@ class Service:
             return operation(header, blob)
         except OsmoticError as error:
             self._log(header, str(error))
-            problems = [asdict(p) for p in error.problems] if self.local else []
-            return {"error": {"code": str(error.code), "exit": error.exit_code, "problems": problems}}, b""
+            return refusal(self._veiled(header, error), self.local), b""
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a component is a stranger's code; the site must go on and say so
             self._log(header, f"{type(error).__name__}: {error}", trace=True)
             why = f"{type(error).__name__}: {error}" if self.local else ""
             log = self.site.ledger.folder / "errors.log"
             problem = Problem(f"{self.site.party}: {header.get('id', header.get('op'))} failed", why=why, fix=f"trace in {log}")
-            problems = [asdict(problem)] if self.local else []
-            return {"error": {"code": str(Code.INTERNAL), "exit": 6, "problems": problems}}, b""
+            return refusal(self._veiled(header, _internal(problem)), self.local), b""
+
+    def _veiled(self, header: Header, error: OsmoticError) -> OsmoticError:
+        """Why a task failed may depend on private records: elsewhere, every reason looks the same.
+
+        What the plan alone decides (there is no such task here) keeps its code, and so does a task without private data.
+        """
+        graph = self.site.graph
+        task = graph.instances.get(str(header.get("id"))) if graph else None
+        if self.local or header.get("op") not in ("run", "alias", "until") or task is None or task.party != self.site.party:
+            return error
+        return ComponentError() if self._reads_private(task) else error
+
+    def _reads_private(self, task: Instance) -> bool:
+        """Whether a task's inputs are private, or it is a source of a data set that is not public."""
+        graph, configs = self.site.need()
+        if any(out.label == "source" for out in graph.nodes[task.node].component.outputs.values()):
+            binding = self.site.policy.data.get(str(getattr(configs.of(task), "data", "")))
+            return binding is None or binding.label == "private"
+        return bool(self.site.label_in(task).of("raw"))
 
     def _log(self, header: Header, text: str, trace: bool = False) -> None:
         """Details stay at the site, in its own log."""
@@ -91,12 +125,14 @@ class Service:
             refs, _, why = self.site.lookup(instance.id)
             if refs is not None:
                 self.site.results[instance.id] = refs
-            answers[instance.id] = why
+            answers[instance.id] = why if self.local else "cached" if refs is not None else "runs"
         return {"status": answers}, b""
 
     def _run(self, header: Header, blob: bytes) -> Reply:
         cached, seconds = self.site.run(header["id"])
-        return {"cached": cached, "seconds": seconds if self.local else 0.0}, b""
+        if not self.local:
+            cached, seconds = False, 0.0
+        return {"cached": cached, "seconds": seconds}, b""
 
     def _alias(self, header: Header, blob: bytes) -> Reply:
         self.site.alias(header["id"], header["earlier"])
@@ -141,13 +177,16 @@ class Service:
         return {"stop": artifact.values[name] >= until.at_least}, b""
 
     def _call(self, header: Header, blob: bytes) -> Reply:
-        """A model call from another party's task; the model must be at this role in the plan."""
-        graph, _ = self.site.need()
+        """A model call from another party's task, which must name the model, and the model must be at this role in the plan."""
+        graph, configs = self.site.need()
         name = header["model"]
         spec = graph.pipeline.models.get(name)
         task = graph.instances.get(str(header["task"]))
         if spec is None or task is None or spec.at != graph.role_of[self.site.party]:
             raise MembraneError(Problem(f"the plan has no model {name!r} here, or no task {header['task']!r}"))
+        config = configs.of(task)
+        if task.party != header.get("from") or name not in [getattr(config, key) for key in model_fields(config)]:
+            raise MembraneError(Problem(f"{task.id} is not a task of the caller that asks the model {name!r}"))
         label = Label.from_json(header["label"])
         if label.of("raw"):
             raise MembraneError(Problem("a call with a raw label: what is raw does not cross"))
@@ -180,7 +219,7 @@ class Service:
         artifact = self.site.store.get(ref.kind, ref.digest)
         if not isinstance(artifact, Metrics):
             raise MembraneError(Problem(f"{header['id']}.{header['port']} is not metrics"))
-        return {}, canonical({"values": artifact.values, "outcomes": artifact.outcomes})
+        return accounts.benchmark(ref), canonical({"values": artifact.values, "outcomes": artifact.outcomes})
 
     def _samples(self, header: Header, blob: bytes) -> Reply:
         """The first records of an output for the report of the whole: only of benchmark or public data."""
@@ -189,11 +228,18 @@ class Service:
         artifact = self.site.store.get(ref.kind, ref.digest)
         if not isinstance(artifact, Records):
             raise MembraneError(Problem(f"{header['id']}.{header['port']} is not records"))
-        return {}, canonical(artifact.rows[: int(header["count"])])
+        return accounts.benchmark(ref), canonical(accounts.without_ids(artifact.rows[: int(header["count"])]))
 
     def _account(self, header: Header, blob: bytes) -> Reply:
         """What these crossings cost this party: its guarantee, computed from its own ledger."""
-        return {}, canonical(accounts.account(self.site, header["crossings"]))
+        if self.local:
+            return {}, canonical(accounts.account(self.site, header["crossings"]))
+        graph, _ = self.site.need()
+        edges = {membrane.edge_id(edge, consumer.id) for consumer, edge in graph.crossings()}
+        edges |= {f"{identity}=>" for identity in graph.instances}
+        found = accounts.account(self.site, [edge for edge in header["crossings"] if edge in edges])
+        kept = {key: value for key, value in found.items() if key != "documents"}
+        return {}, canonical({**kept, "detail": re.sub(r"\d+ tokens", "tokens", str(found["detail"]))})
 
     def _heads(self, header: Header, blob: bytes) -> Reply:
         """Keep the other parties' chain heads; answer with the own ones."""
@@ -201,6 +247,13 @@ class Service:
             if party != self.site.party:
                 self.site.ledger.keep_heads(party, {chain: str(heads[chain]) for chain in ("charges", "crossings")})
         return {"heads": self.site.ledger.heads()}, b""
+
+    def _settle(self, header: Header, blob: bytes) -> Reply:
+        """The run is over: write this party's own report into its own folder."""
+        from osmotic.runtime.own_report import write_own
+
+        write_own(self.site)
+        return {}, b""
 
     def _hashes(self, header: Header, blob: bytes) -> Reply:
         """Digests of what crossed or may cross (private artifacts only for the local operator)."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from osmotic import __version__
 from osmotic.plugins.certificate import code_digest
 from osmotic.plugins.contract import Artifact, Gathered, Records
 from osmotic.plugins.host import Registry
@@ -15,11 +16,11 @@ from osmotic.runtime.checks import Configs, build_model, datasets_of, model_fiel
 from osmotic.runtime.context import SiteContext
 from osmotic.runtime.data import Datasets
 from osmotic.runtime.graph import Edge, Graph, Instance
-from osmotic.runtime.keys import code_of, environment, key_of, why
+from osmotic.runtime.keys import RULES, code_of, environment, key_of, why
 from osmotic.runtime.ledger import Ledger
 from osmotic.runtime.load import load_text
-from osmotic.runtime.ports import RemoteModel
-from osmotic.runtime.releases import Prepared, Releaser
+from osmotic.runtime.ports import RemoteModel, adopt_calls
+from osmotic.runtime.releases import Prepared, Releaser, check_cap
 from osmotic.runtime.store import Store
 from osmotic.schemas.errors import ComponentError, ConfigError, Problem, RefusedError
 from osmotic.schemas.labels import Label, released
@@ -48,13 +49,14 @@ class Ref:
 
 
 class Site:
-    """A party's runtime. `folder` holds store and ledger; `base` is the folder of its policy file."""
+    """A party's runtime. `folder`: of store and journals; `vault`: of releases and charges; `base`: of its policy file."""
 
     def __init__(
-        self, party: str, folder: Path, policy: SitePolicy, base: Path, registry: Registry, passing: bool = False
-    ) -> None:
+        self, party: str, folder: Path, policy: SitePolicy, base: Path, registry: Registry, passing: bool = False,
+        vault: Path | None = None,
+    ) -> None:  # fmt: skip
         self.party, self.policy, self.registry = party, policy, registry
-        self.ledger = Ledger(folder, passing)
+        self.ledger = Ledger(folder, passing, vault)
         self.store = Store(folder / "store", passing)
         self.datasets = Datasets(policy, base, party)
         self.releaser = Releaser(self.ledger, registry, policy)
@@ -130,6 +132,7 @@ class Site:
     def _budget(self, dataset: str, config: Any) -> None:
         if not self.datasets.has(dataset) or self.datasets.binding(dataset).label == "public":
             return
+        check_cap(self.policy, dataset)
         prepared, cap = self.asked(dataset, config), self.cap(dataset)
         ones = [1] * len(prepared.fields)
         if cap is not None and prepared.cost(ones) > cap + 1e-9:
@@ -179,12 +182,16 @@ class Site:
             "models": {k: self.model_key(getattr(config, k)) for k in model_fields(config) if getattr(config, k) is not None},
             "seed": [self.seed_of(instance), self.party],
             "environment": environment(),
+            "osmotic": [__version__, RULES],
+            "threads": self.policy.threads,
         }
         outs = node.component.outputs.values()
         if any(out.label == "source" for out in outs):
             facts["data"] = [self.datasets.fingerprint(config.data), self.datasets.binding(config.data).label, config.data]
         if graph.pipeline.noise_seed is not None:
             facts["noise"] = graph.pipeline.noise_seed
+        if hasattr(config, "fields") or any(out.label == "release" for out in outs):
+            facts["ledger"] = self.ledger.secret_hash("the ledger itself")  # releases and random ids of another are unknown
         if hasattr(config, "mechanism") or hasattr(config, "fields"):
             bound = [d for d in datasets_of(graph, configs, instance) if self.datasets.has(d)]
             facts["schemas"] = [self.datasets.fingerprint(d) for d in bound]
@@ -204,9 +211,18 @@ class Site:
         if name not in self._model_keys:
             graph, _ = self.need()
             here = graph.pipeline.models[name].at == graph.role_of[self.party]
-            made = build_model(self.registry, graph, name).fingerprint() if here else self._model_specs[name]
+            made = (
+                build_model(self.registry, graph, name).fingerprint()
+                if here
+                else f"{self.server_of(name)}:{self._model_specs[name]}"
+            )
             self._model_keys[name] = made
         return self._model_keys[name]
+
+    def server_of(self, name: str) -> str:
+        """The party that answers calls of a model at another role."""
+        pipeline = self.need()[0].pipeline
+        return pipeline.parties[pipeline.models[name].at][0]
 
     def model(self, name: str, instance: Instance, label: Callable[[], Label] | None = None) -> Any:
         """A model of the pipeline: itself when it is at this role, else a port."""
@@ -217,7 +233,7 @@ class Site:
                 self._models[name] = build_model(self.registry, graph, name).build()
             return self._models[name]
         seen = label or (lambda: self.label_in(instance))
-        return RemoteModel(self, instance, name, graph.pipeline.parties[spec.at][0], seen)
+        return RemoteModel(self, instance, name, self.server_of(name), seen)
 
     def label_in(self, instance: Instance) -> Label:
         """The join of an instance's input labels."""
@@ -262,6 +278,7 @@ class Site:
             self.ledger.finish(key, outputs, seconds, identity, facts)
             self.store.clear_scratch(key)
         elif (bound := self.ledger.bound(identity)) is None or bound[0] != key:
+            adopt_calls(self, identity, key)
             self.ledger.bind(identity, key, facts)
         self.results[identity] = refs
         return cached, seconds
@@ -286,7 +303,7 @@ class Site:
             party=self.party, task=instance.id, key=key, seed=self.seed_of(instance), noise_seed=graph.pipeline.noise_seed,
             label=label, lineage=datasets_of(graph, configs, instance), datasets=self.datasets, releaser=self.releaser,
             ledger=self.ledger, store=self.store, models=lambda name, label: self.model(name, instance, label),
-            documents=lambda dataset: self._documents(instance, dataset),
+            documents=lambda dataset: self._documents(instance, dataset), source=self._source_of(instance),
             progress=lambda done, total, note: self.progress(instance.id, done, total, note),
         )  # fmt: skip
         arguments = {port: None for port in node.ports}  # an optional input that is not connected
@@ -294,6 +311,12 @@ class Site:
         outputs = dict(component.run(context, **arguments))
         self._check_outputs(instance, outputs)
         return {port: self._keep(instance, port, artifact, context) for port, artifact in outputs.items()}
+
+    def _source_of(self, instance: Instance) -> str | None:
+        """The data set that an instance may ask for: a source's own, and nothing for any other component."""
+        graph, configs = self.need()
+        source = any(out.label == "source" for out in graph.nodes[instance.node].component.outputs.values())
+        return str(configs.of(instance).data) if source else None
 
     def _documents(self, instance: Instance, dataset: str) -> set[str]:
         """Ids of all records of a data set: those of the inputs that come as they were loaded, else those of its file."""

@@ -6,7 +6,7 @@ within a record; they say nothing about other seeds, and the table says so.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from osmotic.runtime.graph import Graph, Instance
@@ -19,22 +19,28 @@ from osmotic.schemas.errors import OsmoticError
 RESAMPLES = 2000
 
 
-def summarise(graph: Graph, transport: Transport, outcome: Outcome) -> dict[str, Any]:
-    """Everything that the whole's table and report show; what a party keeps back is named, not shown."""
+def summarise(graph: Graph, transport: Transport, outcome: Outcome, parties: Sequence[str] = ()) -> dict[str, Any]:
+    """Everything that the whole's table and report show; what a party keeps back is named, not shown.
+
+    parties: whose accounts are asked for; none named: everybody's.
+    """
     arms = rows_of(graph)
-    accounts = account(graph, transport, [e for e in _edges(graph, list(graph.instances))])
+    accounts = account(graph, transport, _edges(graph, list(graph.instances)), parties)
     by_row = {
-        row: account(graph, transport, _edges(graph, graph.ancestors([i.id for i in found]))) for row, found in arms.items()
+        row: account(graph, transport, _edges(graph, graph.ancestors([i.id for i in found])), parties)
+        for row, found in arms.items()
     }
-    table = _table(graph, transport, arms, by_row)
+    table, scored = _table(graph, transport, arms, by_row)
+    samples, sampled = _samples(graph, transport)
+    guarantee = {"line": first_line(accounts, by_row), "shown": scored or sampled, "parties": accounts, "rows": by_row}
     return {
         "pipeline": graph.pipeline.name,
         "description": graph.pipeline.description,
-        "guarantee": {"line": first_line(accounts, by_row), "parties": accounts, "rows": by_row},
+        "guarantee": guarantee,
         "table": table,
         "graph": drawing(graph),
         "crossings": [vars(c) for c in sorted(outcome.crossings, key=lambda c: c.edge)],
-        "samples": _samples(graph, transport),
+        "samples": samples,
         "outcome": {
             "tasks": len(graph.instances), "ran": outcome.ran, "cached": outcome.cached, "seconds": outcome.seconds,
             "stopped": outcome.stopped, "times": outcome.times,
@@ -59,10 +65,10 @@ def _edges(graph: Graph, ids: "list[str] | set[str]") -> list[str]:
     return edges + [f"{i}=>" for i in sorted(ids)]
 
 
-def account(graph: Graph, transport: Transport, edges: list[str]) -> list[dict[str, Any]]:
+def account(graph: Graph, transport: Transport, edges: list[str], parties: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Each party's guarantee over the crossings, from its own ledger; parties without data of their own are left out."""
     found = []
-    for party in graph.role_of:
+    for party in parties or graph.role_of:
         _, body = ask(transport, party, {"op": "account", "crossings": edges})
         one = json.loads(body)
         if one["word"] != "nothing crosses" or _has_data(graph, party):
@@ -87,21 +93,31 @@ def words(accounts: list[dict[str, Any]]) -> str:
         return "heuristic: no guarantee"
     if void:
         return f"void: {', '.join(void)} (would be {most['epsilon']:g} a document)"
-    return f"epsilon {most['epsilon']:g} a document ({most['detail']}), certified"
+    return f"epsilon {most['epsilon']:g} a document ({most['detail']}{_ever(spent, most)}), certified"
+
+
+def _ever(spent: list[dict[str, Any]], most: dict[str, Any]) -> str:
+    """What the documents have cost over all runs, where that is more."""
+    ever = max(a.get("ever", 0.0) for a in spent)
+    return f"; {ever:g} ever" if ever > most["epsilon"] + 1e-9 else ""
 
 
 def first_line(accounts: list[dict[str, Any]], rows: dict[str, list[dict[str, Any]]]) -> str:
-    """The run's guarantee in one line: over all crossings; waived edges are named."""
+    """The run's guarantee in one line: over all crossings; edges of what was unprotected are named."""
     text = words(accounts)
     if text == "unprotected":
         waived = sorted({edge for a in accounts for edge in a["waived"]})
-        text += f": raw benchmark data crossed under waivers ({', '.join(waived)})"
+        text += f": raw data crossed unprotected under waivers or to trusted endpoints ({', '.join(waived)})"
         kept = [row for row, found in rows.items() if words(found) != "unprotected"]
         text += f". Rows that stay protected: {', '.join(kept)}" if kept else ""
     return f"Guarantee of this run: {text}."
 
 
-def _table(graph: Graph, transport: Transport, arms: dict[str, list[Instance]], by_row: dict[str, Any]) -> dict[str, Any]:
+def _table(
+    graph: Graph, transport: Transport, arms: dict[str, list[Instance]], by_row: dict[str, Any]
+) -> tuple[dict[str, Any], bool]:
+    """(the table, whether it shows scores that depend on benchmark data)."""
+    shown = False
     spec = graph.pipeline.report
     measured: dict[str, list[dict[str, Any]]] = {}
     withheld: list[str] = []
@@ -109,19 +125,21 @@ def _table(graph: Graph, transport: Transport, arms: dict[str, list[Instance]], 
         for instance in instances:
             port = next(iter(graph.nodes[instance.node].component.outputs))
             try:
-                _, body = ask(transport, instance.party, {"op": "metrics", "id": instance.id, "port": port})
+                reply, body = ask(transport, instance.party, {"op": "metrics", "id": instance.id, "port": port})
             except OsmoticError:
                 withheld.append(instance.party)
                 continue
+            shown |= bool(reply.get("benchmark"))
             cell = {a: v for a, v in instance.cell if a != spec.rows}
             measured.setdefault(row, []).append({"party": instance.party, **cell, **json.loads(body)})
     columns = [{"metric": metric, "title": title} for metric, title in spec.metrics.items()]
     rows = [_row(row, found, columns, words(by_row[row]), row in spec.apart) for row, found in measured.items()]
     first = rows[0]["row"] if rows else ""
-    return {
+    table = {
         "axis": spec.rows, "columns": columns, "rows": rows, "withheld": sorted(set(withheld)), "baseline": first,
         "comparisons": list(_comparisons(measured, columns, first)),
     }  # fmt: skip
+    return table, shown
 
 
 def _row(row: str, found: list[dict[str, Any]], columns: list[dict[str, str]], guarantee: str, apart: bool) -> dict[str, Any]:
@@ -174,19 +192,21 @@ def _bootstrap(differences: list[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _samples(graph: Graph, transport: Transport, count: int = 3) -> list[dict[str, Any]]:
-    found = []
+def _samples(graph: Graph, transport: Transport, count: int = 3) -> tuple[list[dict[str, Any]], bool]:
+    """(first records of each output to be shown, whether any depends on benchmark data)."""
+    found, shown = [], False
     for title, reference in graph.pipeline.report.samples.items():
         node, _, port = reference.rpartition(".")
         for instance in [i for i in graph.instances.values() if i.node == node][:1]:
             try:
                 header = {"op": "samples", "id": instance.id, "port": port, "count": count}
-                _, body = ask(transport, instance.party, header)
+                reply, body = ask(transport, instance.party, header)
             except OsmoticError as error:
                 found.append({"title": title, "task": instance.id, "withheld": error.problems[0].what, "rows": []})
                 continue
+            shown |= bool(reply.get("benchmark"))
             found.append({"title": title, "task": instance.id, "withheld": "", "rows": json.loads(body)})
-    return found
+    return found, shown
 
 
 def drawing(graph: Graph) -> dict[str, Any]:

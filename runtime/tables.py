@@ -9,6 +9,8 @@ from osmotic.plugins.host import Registry
 from osmotic.schemas.errors import ConfigError, Problem, StoreError
 from osmotic.schemas.source import did_you_mean
 
+SHOWN = "Scores and samples of benchmark data are shown here."
+
 
 def grid(head: list[str], rows: list[list[str]]) -> str:
     """Columns aligned, two spaces apart."""
@@ -55,7 +57,7 @@ def _budget(plan: dict[str, Any]) -> list[list[str]]:
     for b in plan["budget"]:
         asked = f"{b['epsilon']:g} ({b['detail']})" if b["epsilon"] is not None else b["detail"]
         again = f"; {b['already_released']} documents released before, free" if b["already_released"] else ""
-        cap = f"{b['cap']:g}" if b["cap"] else "none"
+        cap = f"{b['cap']:g}" if b["cap"] else "NO CAP"
         rows.append([b["party"], b["dataset"], b["task"], asked + again, b["class"], f"{b['spent']:g}", cap])
     return rows
 
@@ -63,6 +65,8 @@ def _budget(plan: dict[str, Any]) -> list[list[str]]:
 def result_text(summary: dict[str, Any]) -> str:
     """The result as text: guarantee, table, differences, crossings, where the report is."""
     parts = [summary["guarantee"]["line"]]
+    if summary["guarantee"].get("shown"):
+        parts.append(SHOWN)
     table = summary["table"]
     if table["rows"]:
         parts += [_arms(table), _differences(table)]
@@ -135,7 +139,7 @@ def ledger_text(found: list[dict[str, Any]]) -> str:
         for d in party["datasets"]:
             void = [f" VOID: {r['void']}" if r["void"] else "" for r in d["releases"]]
             details = "; ".join(f"{r['detail']} {r['class']}{v}" for r, v in zip(d["releases"], void, strict=True))
-            cap = f"{d['cap']:g}" if d["cap"] else "none"
+            cap = f"{d['cap']:g}" if d["cap"] else "NO CAP"
             spent = f"{d['epsilon_largest']:g} a document"
             rows.append([party["party"], d["dataset"], str(d["documents"]), spent, cap, details])
     if not rows:

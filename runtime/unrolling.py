@@ -7,6 +7,7 @@ goes back to the party it was made for.
 """
 
 import itertools
+import math
 from dataclasses import dataclass
 
 from osmotic.runtime.load import Loaded
@@ -15,6 +16,8 @@ from osmotic.runtime.references import producers
 from osmotic.schemas.errors import ConfigError, Problem
 from osmotic.schemas.pipeline import InputSpec
 from osmotic.schemas.source import Key
+
+LIMIT = 1_000_000  # task runs in one plan
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,10 @@ class _Unroller:
         self.keys: dict[str, set[str]] = {name: set() for name in nodes}  # parties that an 'each: party' node ran for
 
     def unroll(self) -> dict[str, Instance]:
+        for node in self.nodes.values():
+            times = node.repeat.times if node.repeat else 1
+            if times * math.prod(len(self.pipeline.matrix[axis]) for axis in node.axes) > LIMIT:
+                raise ConfigError(self._too_many(node))
         for block in self._blocks():
             repeat = block[0].repeat
             for round_ in range(1, repeat.times + 1) if repeat else (None,):
@@ -153,6 +160,8 @@ class _Unroller:
             edges = [Edge(i, feed.port, sender, party, name, feed.waive) for sender, i in ids if i in self.instances]
             if edges or not node.ports[port].optional:
                 bound[port] = self._fit(node, port, feed, party, tuple(edges))
+        if len(self.instances) >= LIMIT:
+            raise ConfigError(self._too_many(node))
         identity = task_id(node.name, cell, round_, each, party)
         self.instances[identity] = Instance(identity, node.name, party, cell, round_, each, bound)
         if each is not None:
@@ -183,6 +192,10 @@ class _Unroller:
             raise ConfigError(self._problem(node, what, port))
         what = f"the input {port!r} takes one artifact, but {len(edges)} parties send one"
         raise ConfigError(self._problem(node, what, port, fix="'each: party' runs the task once per sender"))
+
+    def _too_many(self, node: Node) -> Problem:
+        fix = "use fewer axis values, rounds or parties"
+        return self._problem(node, f"the plan has more than {LIMIT:,} task runs", fix=fix)
 
     def _problem(self, node: Node, what: str, port: str = "", why: str = "", fix: str = "") -> Problem:
         path: Key = (*node.path, "inputs", port) if port else node.path

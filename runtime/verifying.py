@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from osmotic.plugins.host import Registry
 from osmotic.runtime.accounts import summary
 from osmotic.runtime.ledger import Ledger
-from osmotic.runtime.policies import Policies, open_site
+from osmotic.runtime.site import Site
 from osmotic.schemas.artifacts import canonical
 from osmotic.schemas.errors import DataError, Problem
 from osmotic.schemas.messages import fingerprint
@@ -18,7 +19,7 @@ from osmotic.schemas.policy import Budget, SitePolicy
 def parties_of(home: Path) -> list[str]:
     """Names of the parties that ran in a folder; raises DataError when it is not the folder of a run."""
     folder = home / "parties"
-    found = sorted(p.name for p in folder.iterdir() if (p / "ledger.sqlite").is_file()) if folder.is_dir() else []
+    found = sorted(p.name for p in folder.iterdir() if (p / "run.sqlite").is_file()) if folder.is_dir() else []
     if not found:
         fix = "give the folder named with --home, e.g. osmotic-runs/fedcot"
         raise DataError(Problem("not the folder of a run", str(home), fix=fix))
@@ -32,20 +33,22 @@ def ledgers_of(home: Path) -> list[dict[str, Any]]:
     registry = build_registry(names=())
     found = []
     for party in parties_of(home):
-        site = open_site(party, home, Policies({party: _policy(home, party)}, Path(), None), registry)
+        site = _site(party, home, registry)
         found.append(summary(site))
         site.ledger.close()
     return found
 
 
-def _policy(home: Path, party: str) -> SitePolicy:
-    """The party's budget caps as of its last run; nothing else of its policy is needed to read a ledger."""
-    ledger = Ledger(home / "parties" / party)
+def _site(party: str, home: Path, registry: Registry) -> Site:
+    """The party with its budget caps as of its last run; nothing else of its policy is needed to read a ledger."""
+    folder = home / "parties" / party
+    ledger = Ledger(folder)
     try:
-        caps = json.loads(ledger.recall("caps") or "{}")
+        caps, vault = json.loads(ledger.recall("caps") or "{}"), ledger.vault
     finally:
         ledger.close()
-    return SitePolicy(budget={name: Budget(per_document=cap) for name, cap in caps.items()})
+    policy = SitePolicy(budget={name: Budget(per_document=cap) for name, cap in caps.items()})
+    return Site(party, folder, policy, Path(), registry, vault=vault)
 
 
 def summary_of(home: Path) -> dict[str, Any]:
@@ -61,12 +64,14 @@ def summary_of(home: Path) -> dict[str, Any]:
 
 
 def verify(home: Path) -> dict[str, Any]:
-    """Chains, charges against releases, both ends of every crossing. {parties, problems}."""
+    """Chains, charges against releases and their sets, both ends of every crossing. {parties, problems}."""
     parties, problems = [], []
     ends: dict[str, dict[str, set[tuple[str, bytes]]]] = {}
     for party in parties_of(home):
         ledger = Ledger(home / "parties" / party)
-        problems += [f"{party}: {text}" for text in ledger.chain_problems() + _charge_problems(ledger)]
+        with ledger.snapshot():
+            found_here = ledger.chain_problems() + _charge_problems(ledger) + _set_problems(ledger) + _crossed_problems(ledger)
+        problems += [f"{party}: {text}" for text in found_here]
         crossings = list(_bodies(ledger, "crossings"))
         for entry in crossings:
             if entry["to"] != "report":
@@ -100,7 +105,7 @@ def _head_problems(home: Path) -> list[str]:
 def _bodies(ledger: Ledger, table: str) -> Iterator[dict[str, Any]]:
     """What the rows of a chain say; rows that say nothing readable are left to `chain_problems`."""
     needed = {
-        "charges": {"release", "epsilon", "id", "payload"},
+        "charges": {"release", "epsilon", "id", "payload", "dataset", "document", "parameters", "class", "void"},
         "crossings": {"edge", "to", "kind", "direction", "digest", "label"},
     }
     for (body,) in ledger.query(f"SELECT body FROM {table} ORDER BY seq"):
@@ -113,20 +118,66 @@ def _bodies(ledger: Ledger, table: str) -> Iterator[dict[str, Any]]:
 
 
 def _charge_problems(ledger: Ledger) -> list[str]:
-    """Every release has exactly one charge of its epsilon, and every charge its release."""
-    charged: dict[str, float] = {}
-    content: dict[str, tuple[str, str]] = {}
+    """Every release has exactly one charge, which says the same of it, and every charge its release."""
+    charged: dict[str, dict[str, Any]] = {}
     twice: list[str] = []
     for entry in _bodies(ledger, "charges"):
         if entry["release"] in charged:
             twice.append(entry["release"])
-        charged[entry["release"]] = entry["epsilon"]
-        content[entry["release"]] = (entry["id"], entry["payload"])
-    rows = ledger.query("SELECT lookup, epsilon, id, payload FROM releases")
-    stored = {lookup: epsilon for lookup, epsilon, _, _ in rows}
+        charged[entry["release"]] = entry
+    columns = ("epsilon", "id", "payload", "dataset", "document", "parameters")
+    stored: dict[str, dict[str, Any]] = {}
+    for lookup, *values in ledger.query(f"SELECT lookup, {', '.join(columns)} FROM releases"):
+        stored[lookup] = dict(zip(columns, values, strict=True))
     problems = [f"release {r[:12]} was charged twice" for r in twice]
     problems += [f"release {r[:12]} has no charge" for r in stored if r not in charged]
     problems += [f"charge of {r[:12]} has no release" for r in charged if r not in stored]
-    problems += [f"release {r[:12]}: charge and release differ" for r, e in stored.items() if charged.get(r, e) != e]
-    changed = [r for r, _, i, text in rows if r in content and content[r] != (i, fingerprint(json.loads(text)))]
-    return problems + [f"release {r[:12]} is not what was charged" for r in changed]
+    for lookup in sorted(set(stored) & set(charged)):
+        row = {**stored[lookup], "payload": _fingerprint(stored[lookup]["payload"])}
+        wrong = [name for name in columns if row[name] != charged[lookup][name]]
+        if wrong:
+            problems.append(f"release {lookup[:12]} is not what was charged: {', '.join(wrong)}")
+    return problems
+
+
+def _fingerprint(payload: str) -> str:
+    try:
+        return fingerprint(json.loads(payload))
+    except ValueError:
+        return "unreadable"
+
+
+def _set_problems(ledger: Ledger) -> list[str]:
+    """What a set of releases says of itself (data set, mechanism, class, void, how many) follows from its members' charges."""
+    charged = {entry["release"]: entry for entry in _bodies(ledger, "charges")}
+    members: dict[str, list[str]] = {}
+    for ref, lookup in ledger.query("SELECT ref, lookup FROM members"):
+        members.setdefault(ref, []).append(lookup)
+    problems = []
+    columns = ("dataset", "parameters", "class", "void", "epsilon", "documents", "digest")
+    for ref, *values in ledger.query(f"SELECT ref, {', '.join(columns)} FROM release_sets ORDER BY ref"):
+        said = dict(zip(columns, values, strict=True))
+        found = members.pop(ref, [])
+        bodies = [charged[lookup] for lookup in found if lookup in charged]
+        wrong = [name for name in columns[:4] if any(body[name] != said[name] for body in bodies)]
+        wrong += ["documents"] if len(found) != said["documents"] else []
+        wrong += ["epsilon"] if max((body["epsilon"] for body in bodies), default=0.0) != said["epsilon"] else []
+        wrong += ["digest"] if fingerprint([said["parameters"], said["digest"]]) != ref else []
+        wrong += ["charges"] if len(bodies) < len(found) else []
+        if wrong:
+            problems.append(f"set {ref[:12]} does not follow from its charges: {', '.join(wrong)}")
+    return problems + [f"set {ref[:12]} is missing, its releases are there" for ref in members]
+
+
+def _crossed_problems(ledger: Ledger) -> list[str]:
+    """The table of what crossed each edge last follows from the transcript."""
+    expected: dict[tuple[str, str], tuple[str, str]] = {}
+    for entry in _bodies(ledger, "crossings"):
+        expected[(entry["edge"], entry["direction"])] = (entry["digest"], canonical(entry["label"]).decode())
+    rows = ledger.query("SELECT edge, direction, digest, label FROM crossed")
+    there = {(edge, direction): (digest, label) for edge, direction, digest, label in rows}
+    return [
+        f"{edge} ({direction}): what is noted to have crossed is not what the transcript says"
+        for edge, direction in sorted(set(expected) | set(there))
+        if expected.get((edge, direction)) != there.get((edge, direction))
+    ]

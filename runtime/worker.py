@@ -11,13 +11,13 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from osmotic.plugins.host import build_registry
 from osmotic.runtime.policies import open_site, policies_of
-from osmotic.runtime.service import Service
+from osmotic.runtime.service import Service, refusal
 from osmotic.runtime.transports import frames
-from osmotic.schemas.errors import OsmoticError, PeerError, Problem
+from osmotic.schemas.errors import OsmoticError, PeerError, Problem, ProtocolFault
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -48,15 +48,29 @@ def main(arguments: list[str] | None = None) -> int:
         if frame is None:
             raise PeerError(Problem("the coordinator is gone"))
         reply, body = frame
-        reply.pop("frame")
+        reply.pop("frame", None)
         return reply, body
 
-    site.progress, site.outbound = progress, outbound
     service = Service(site, local=True)
-    while (frame := frames.read(incoming)) is not None:
-        header, blob = service.handle(*frame)
-        frames.write(outgoing, {**header, "frame": "reply"}, blob)
-    site.ledger.close()
+    site.outbound = outbound
+    if service.local:  # elsewhere, how far a task has come is nobody's business
+        site.progress = progress
+    try:
+        return _serve(service, incoming, outgoing)
+    finally:
+        site.ledger.close()
+
+
+def _serve(service: Service, incoming: BinaryIO, outgoing: BinaryIO) -> int:
+    """Answer until the input ends, or until a damaged frame: what follows one cannot be told apart."""
+    try:
+        while (frame := frames.read(incoming)) is not None:
+            header, blob = service.handle(*frame)
+            frames.write(outgoing, {**header, "frame": "reply"}, blob)
+    except ProtocolFault as error:
+        print(error, file=sys.stderr)
+        frames.write(outgoing, {**refusal(error, service.local), "frame": "reply"})
+        return error.exit_code
     return 0
 
 

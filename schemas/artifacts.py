@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 Files = dict[str, bytes]
+LARGEST = 10_000_000  # records of one table
 
 
 def canonical(value: Any) -> bytes:
@@ -94,11 +95,14 @@ class Records(Artifact):
 
     @classmethod
     def from_files(cls, files: Files) -> "Records":
-        """Read and check: plain columns with different names only."""
+        """Read and check: plain columns with different names only, at most ``LARGEST`` rows."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         try:
+            rows = pq.read_metadata(io.BytesIO(files["records.parquet"])).num_rows
+            if rows > LARGEST:  # said by a few bytes, before any row is made
+                raise DataError(f"a table of {rows:,} records: at most {LARGEST:,} are taken")
             table = pq.read_table(io.BytesIO(files["records.parquet"]))
             _check_columns(table.schema)
             return cls(table.to_pylist(), table.column_names)

@@ -35,7 +35,7 @@ class Card(Config):
     model_config = ConfigDict(ser_json_inf_nan="constants")  # an infinite epsilon_true must survive, and never as null
 
     mechanism: str
-    code: str = Field(description="SHA-256 of the mechanism's source file.")
+    code: str = Field(description="SHA-256 of the Python files that the mechanism comes from.")
     parameters: str = Field(description="Canonical JSON of its configuration.")
     space: str = Field(description="Name of the field or table.")
     space_digest: str

@@ -48,10 +48,12 @@ class Budget(Config):
 
 
 class Waiver(Config):
-    """An edge that may carry unprotected data (benchmark data sets only) to these roles."""
+    """An edge that may carry unprotected data (benchmark data sets only) to these parties."""
 
     edge: str = Field(description="task.input of the receiving task, or '*'.")
-    observers: tuple[str, ...] = Field(("server",), strict=False, description="Roles that may then see it or what follows.")
+    observers: tuple[str, ...] = Field(
+        min_length=1, strict=False, description="Parties (by name, not by role) that may then see it or what follows from it."
+    )
 
 
 class SitePolicy(Config):
@@ -65,7 +67,15 @@ class SitePolicy(Config):
     waivers: tuple[Waiver, ...] = Field((), strict=False, description="Edges that may carry unprotected benchmark data.")
     seeded: bool = Field(False, description="Allow seeded noise on benchmark data (tests).")
     cleartext: tuple[str, ...] = Field((), strict=False, description="Cleartext classes that a mechanism may declare.")
-    endpoints: tuple[str, ...] = Field((), strict=False, description="Model ports elsewhere that may see private data.")
+    endpoints: tuple[str, ...] = Field(
+        (), strict=False, description="Parties (by name) whose models may be asked about private data."
+    )
+    models: tuple[str, ...] = Field(
+        (),
+        strict=False,
+        description="Paths or hub names of models that a pipeline may load here; shipped ones (osmotic:...) always may; "
+        "'*' for any.",
+    )
     tables: tuple[str, ...] = Field(("*",), strict=False, description="Digests (or prefixes) of tables a mechanism may use.")
     unproven: bool = Field(False, description="Allow mechanisms that are not certified (never shown as a guarantee).")
     threads: int = Field(1, ge=1, description="Compute threads of this party.")
@@ -75,6 +85,9 @@ class Sites(Config):
     """Policies of several parties in one file, for runs on one machine."""
 
     osmotic_sites: Literal[1] = Field(description="Version of this document's format.")
+    state: str | None = Field(
+        None, description="Folder of the parties' ledgers, relative to this file; default for private data: NAME.state."
+    )
     defaults: SitePolicy = Field(
         default_factory=SitePolicy, description="Keys that hold for every party below that does not set them itself."
     )

@@ -6,13 +6,24 @@
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from osmotic.schemas.errors import Code, ProtocolError
+
 Header = dict[str, Any]
 Reply = tuple[Header, bytes]
 Watch = Callable[[str, str, int, int, str], None]  # party, task, done, total, note
 
 
+def refuse(op: Any) -> Reply:
+    """The answer to a party that asks another one for anything but a model call."""
+    problem = {"what": f"a party may only call models of another one, not ask for {str(op)[:40]!r}"}
+    return {"error": {"code": str(Code.PROTOCOL), "exit": ProtocolError.exit_code, "problems": [problem]}}, b""
+
+
 class Transport(Protocol):
-    """Carries requests to parties. A request may lead to requests from that party to others (model calls)."""
+    """Carries requests to parties. A request may lead to requests from that party to others: model calls and nothing else.
+
+    The transport itself writes into such a call which party it comes from; whatever the header said about that is replaced.
+    """
 
     parallel: bool
 

@@ -9,6 +9,7 @@ from osmotic.schemas.artifacts import canonical
 from osmotic.schemas.errors import Problem, ProtocolFault
 
 LIMIT = 1 << 26
+BODY_LIMIT = 1 << 34
 PREFIX = struct.Struct(">IQ")
 
 
@@ -22,19 +23,29 @@ def write(stream: BinaryIO, header: dict[str, Any], blob: bytes = b"") -> None:
 
 
 def read(stream: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
-    """Read one frame; None when the other side has closed. Raises ProtocolFault on a damaged one."""
+    """Read one frame; None when the other side has closed. Raises ProtocolFault on a damaged one: what follows is lost."""
     prefix = _exactly(stream, PREFIX.size)
     if prefix is None:
         return None
     head_size, body_size = PREFIX.unpack(prefix)
-    if head_size > LIMIT:
-        raise ProtocolFault(Problem("a frame's header is too long"))
+    if head_size > LIMIT or body_size > BODY_LIMIT:
+        why = f"header {head_size} bytes (limit {LIMIT}), body {body_size} (limit {BODY_LIMIT})"
+        raise ProtocolFault(Problem("a frame is too long", why=why))
     head = _exactly(stream, head_size)
     body = _exactly(stream, body_size)
     if head is None or body is None:
         return None
-    header: dict[str, Any] = json.loads(head)
-    return header, body
+    return _header(head), body
+
+
+def _header(head: bytes) -> dict[str, Any]:
+    try:
+        header = json.loads(head)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolFault(Problem("a frame's header is not JSON, or too deep")) from error
+    if not isinstance(header, dict):
+        raise ProtocolFault(Problem("a frame's header is not a mapping"))
+    return header
 
 
 def _exactly(stream: BinaryIO, size: int) -> bytes | None:

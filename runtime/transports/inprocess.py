@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from osmotic.runtime.service import Service
 from osmotic.runtime.site import Site
-from osmotic.runtime.transports.base import Header, Reply, Watch
+from osmotic.runtime.transports.base import Header, Reply, Watch, refuse
 from osmotic.schemas.errors import PeerError, Problem
 
 
@@ -18,7 +18,7 @@ class InProcess:
     def __init__(self, sites: Mapping[str, Site], watch: Watch) -> None:
         self.services = {party: Service(site, local=True) for party, site in sites.items()}
         for party, site in sites.items():
-            site.outbound = self.request
+            site.outbound = functools.partial(self._call, party)
             site.progress = functools.partial(watch, party)
 
     def request(self, party: str, header: Header, blob: bytes = b"") -> Reply:
@@ -27,6 +27,12 @@ class InProcess:
         if service is None:
             raise PeerError(Problem(f"there is no party {party!r}"))
         return service.handle(header, blob)
+
+    def _call(self, party: str, to: str, header: Header, blob: bytes) -> Reply:
+        """A model call from one party to another."""
+        if header.get("op") != "call":
+            return refuse(header.get("op"))
+        return self.request(to, {**header, "from": party}, blob)
 
     def close(self) -> None:
         """Close every ledger."""

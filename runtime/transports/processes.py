@@ -11,11 +11,11 @@ import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from osmotic.runtime.transports import frames
-from osmotic.runtime.transports.base import Header, Reply, Watch
-from osmotic.schemas.errors import OsmoticError, PeerError, Problem
+from osmotic.runtime.transports.base import Header, Reply, Watch, refuse
+from osmotic.schemas.errors import OsmoticError, PeerError, Problem, ProtocolFault
 
 
 class Worker:
@@ -65,18 +65,30 @@ class Processes:
                     if frame is None:
                         raise self._lost(worker)
                     answer, body = frame
-                    kind = answer.pop("frame")
+                    kind = answer.pop("frame", None)
                     if kind == "reply":
                         return answer, body
-                    if kind == "progress":
-                        self.watch(party, answer["task"], answer["done"], answer["total"], answer["note"])
-                    else:
-                        frames.write(to, *self._call(party, answer.pop("to"), answer, body))
+                    self._meanwhile(party, kind, answer, body, to)
+            except ProtocolFault:  # where its next frame begins is not known
+                worker.process.kill()
+                raise
             except (OSError, ValueError) as error:  # the pipe is broken, or was closed because the run ends
                 raise self._lost(worker) from error
 
+    def _meanwhile(self, party: str, kind: Any, frame: Header, body: bytes, back: BinaryIO) -> None:
+        """Serve a frame that is not the answer: progress, or a model call."""
+        if kind == "progress" and {"task", "done", "total", "note"} <= frame.keys():
+            self.watch(party, frame["task"], frame["done"], frame["total"], frame["note"])
+        elif kind == "outbound" and isinstance(frame.get("to"), str):
+            frames.write(back, *self._call(party, frame.pop("to"), frame, body))
+        else:
+            raise ProtocolFault(Problem(f"the process of {party} sent a frame that is none of ours"))
+
     def _call(self, party: str, to: str, header: Header, body: bytes) -> Reply:
         """A model call from one party to another, as a frame for the caller; whatever goes wrong is the caller's to hear."""
+        if header.get("op") != "call":
+            reply, answer = refuse(header.get("op"))
+            return {**reply, "frame": "outbound"}, answer
         with self.calling:
             self.calls[party] = to
             seen, asked = {party}, to
@@ -87,7 +99,7 @@ class Processes:
         try:
             if circle:  # both hold their own pipe: waiting would never end
                 raise PeerError(Problem(f"{party} and {to} wait for each other's models"))
-            reply, answer = self.request(to, header, body)
+            reply, answer = self.request(to, {**header, "from": party}, body)
         except OsmoticError as error:
             reply, answer = {"error": {"code": str(error.code), "exit": error.exit_code, "problems": []}}, b""
         finally:

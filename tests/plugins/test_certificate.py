@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The certificate: true claims hold, false ones are caught, whether in the number, the rows or the sampler."""
 
+import importlib
 import importlib.util
+import inspect
 import math
 import sys
 import tracemalloc
+import types
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -193,6 +197,99 @@ def test_honest_samplers_pass_again_and_again() -> None:
     assert all(check_sampler(list_rr(), SeededEntropy(i), draws=2000).agrees for i in range(20))
 
 
+class Partly(ListRandomisedResponse):
+    """Honest on `honest` rows, and the identity (with probability `share`) on all others."""
+
+    honest: np.ndarray
+    share = 1.0
+
+    def sample(self, rows: np.ndarray, entropy: Entropy) -> np.ndarray:
+        through = (entropy.uniform(len(rows)) < self.share) & ~self.honest[rows]
+        return np.where(through, rows, super().sample(rows, entropy))
+
+
+def partly(honest: np.ndarray, share: float = 1.0, v: int = 2000) -> Partly:
+    space = Space("ring", tuple(f"w{i}" for i in range(v)), None, True)
+    mechanism = Partly(ListRrConfig(epsilon=4, k=8, lists="order"), space)
+    mechanism.honest, mechanism.share = honest, share
+    mechanism.honest[v] = True
+    return mechanism
+
+
+def some(v: int, rows: np.ndarray) -> np.ndarray:
+    mask = np.zeros(v + 1, dtype=bool)
+    mask[rows] = True
+    return mask
+
+
+def test_honesty_on_the_rows_that_an_old_test_looked_at_is_not_enough() -> None:
+    """64 evenly spread rows of 2,001 honest, the identity elsewhere; the rows tried are fresh each time."""
+    honest = some(2000, np.linspace(0, 2000, 64).round().astype(np.int64))
+    mechanism = partly(honest)
+    assert not any(certify(mechanism).holds for _ in range(3)) and certify(mechanism, sampler=False).holds
+
+
+@pytest.mark.parametrize("bad", [1, 20])
+def test_one_dishonest_row_among_two_thousand_is_caught(bad: int) -> None:
+    """Up to 2,048 input symbols all are tried: 128 draws that never leave x have probability P(x|x)^128 < 1e-100 each."""
+    mechanism = partly(~some(2000, np.arange(1000, 1000 + bad)))
+    for i in range(3):
+        check = check_sampler(mechanism, SeededEntropy(i), 5_000)
+        assert not check.agrees and check.wide_rows == 2001 and check.missed(bad / 2001, 2001) == 0
+
+
+def test_stated_power_over_a_large_table() -> None:
+    """V = 6,000: a wide sample of 2,048 misses 1% of dishonest rows with probability (1 - .34)^60 ~ 1e-11, one row with .66."""
+    mechanism = partly(~some(6000, np.arange(0, 6000, 100)), v=6000)
+    check = check_sampler(mechanism, SeededEntropy(1))
+    assert not check.agrees and 1e-12 < check.missed(0.01, 6001) < 1e-10
+    assert check.missed(1 / 6001, 6001) == pytest.approx(1 - 2048 / 6001)
+
+
+def test_a_small_leak_on_the_rows_that_are_not_tried_deeply_is_caught() -> None:
+    """3% of all tokens come out unchanged, but for 64 rows: pooled, that is .03 over 256,128 draws, with .03 expected."""
+    found = [not check_sampler(partly(some(2000, np.arange(64)), 0.03), SeededEntropy(i)).agrees for i in range(5)]
+    assert all(found)
+
+
+def test_rows_and_batch_sizes_are_fresh_and_of_all_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, str, frozenset[int]]] = []
+
+    class Spy(ListRandomisedResponse):
+        def sample(self, rows: np.ndarray, entropy: Entropy) -> np.ndarray:
+            seen.append((len(rows), type(entropy).__name__, frozenset(rows.tolist())))
+            return super().sample(rows, entropy)
+
+    mechanism = Spy(ListRrConfig(epsilon=4, k=8, lists="order"), list_rr(v=500).space)
+    tried = []
+    for _ in range(2):
+        seen.clear()
+        assert certify(mechanism).holds
+        tried.append(seen[0][2])
+        assert {name for _, name, _ in seen} == {"SystemEntropy"}
+        assert min(size for size, _, _ in seen) < 8 and len({size for size, _, _ in seen}) > 50
+    assert tried[0] != tried[1] and 500 in tried[0] & tried[1]  # the unknown symbol is always there
+    assert frozenset().union(*(rows for _, _, rows in seen)) == frozenset(range(501))
+
+
+def test_a_sampler_set_on_the_object_is_tested_too() -> None:
+    mechanism = table([[0.6, 0.4], [0.4, 0.6]])
+    assert certify(mechanism).holds
+    mechanism.sample = lambda rows, entropy: rows
+    assert not certify(mechanism).holds
+
+
+def test_a_fixed_output_that_is_not_the_input_is_caught() -> None:
+    class Signature(Partly):
+        def sample(self, rows: np.ndarray, entropy: Entropy) -> np.ndarray:
+            return np.where(self.honest[rows], super().sample(rows, entropy), (rows * 7 + 3) % self.space.size)
+
+    for i in range(3):
+        mechanism = partly(~some(2000, np.arange(500, 510)))
+        mechanism.__class__ = Signature
+        assert not check_sampler(mechanism, SeededEntropy(i)).agrees
+
+
 @pytest.mark.parametrize("cls", [OneDraw, Wild])
 def test_draws_that_are_dependent_or_no_symbols_are_caught(cls: type[Table]) -> None:
     mechanism = table([[0.8, 0.2], [0.5, 0.5]], cls=cls)
@@ -257,14 +354,90 @@ def test_code_digest_follows_the_source(tmp_path: Path) -> None:
         del sys.modules["stranger_mine"]
 
 
-def test_code_digest_covers_helpers_of_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from osmotic.plugins.mechanisms import shared
+def write(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+@pytest.fixture
+def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Mechanism]]:
+    """A mechanism in a package of its own, which imports a constant and a helper."""
+    package = {
+        "__init__.py": "", "numbers_of_it.py": "SHARE = 0.0\n", "deep/__init__.py": "", "deep/more.py": "MORE = 1\n",
+        "deep/mine.py": "from ..numbers_of_it import SHARE\n" + CODE,
+    }  # fmt: skip
+    write(tmp_path / "strangers_pack", package)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield importlib.import_module("strangers_pack.deep.mine").Mine
+    for name in [name for name in sys.modules if name.startswith("strangers_pack")]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("changed", ["__init__.py", "numbers_of_it.py", "deep/more.py", "deep/mine.py", "deep/new.py"])
+def test_code_digest_covers_the_whole_package_constants_too(stranger: type[Mechanism], tmp_path: Path, changed: str) -> None:
+    first = code_digest(stranger)
+    assert first == code_digest(stranger)
+    write(tmp_path, {"strangers_pack/README.md": "not code", "beside.py": "not of the package"})
+    assert first == code_digest(stranger)
+    write(tmp_path / "strangers_pack", {changed: "SHARE = 0.9\n"})
+    assert first != code_digest(stranger)
+
+
+def test_code_digest_does_not_depend_on_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digests = []
+    for place in ("here", "there"):
+        write(tmp_path / place / "placed_pack", {"__init__.py": "", "mine.py": CODE})
+        with monkeypatch.context() as patch:
+            patch.syspath_prepend(tmp_path / place)
+            digests.append(code_digest(importlib.import_module("placed_pack.mine").Mine))
+            for name in ("placed_pack", "placed_pack.mine"):
+                del sys.modules[name]
+    assert digests[0] == digests[1]
+
+
+def test_code_digest_of_a_lone_module_follows_its_imports_beside_it(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        {"lone.py": "if 0:\n    import lone_a\n" + CODE, "lone_a.py": "from lone_b import X\n", "lone_b.py": "X = 1\n"},
+    )
+    try:
+        cls = load(tmp_path / "lone.py", "lone_module")
+        first = code_digest(cls)
+        write(tmp_path, {"other.py": "Y = 1\n"})
+        assert code_digest(cls) == first
+        write(tmp_path, {"lone_b.py": "X = 2.5\n"})
+        assert code_digest(cls) != first
+    finally:
+        del sys.modules["lone_module"]
+
+
+def test_code_digest_covers_builtins_beside_one_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from osmotic.plugins.mechanisms import list_rr as home
 
     before = code_digest(ListRandomisedResponse)
-    changed = tmp_path / "shared.py"
-    changed.write_text(Path(shared.__file__).read_text() + "# changed\n")
-    monkeypatch.setattr(shared, "__file__", str(changed))
+    assert before != code_digest(Exponential)
+    for file in Path(home.__file__).parent.glob("*.py"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    monkeypatch.setattr(home, "__file__", str(tmp_path / "list_rr.py"))
+    assert code_digest(ListRandomisedResponse) == before
+    with (tmp_path / "shared.py").open("a") as file:
+        file.write("# changed\n")
     assert code_digest(ListRandomisedResponse) != before
+
+
+def test_code_digest_without_a_file_takes_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class typed in at a prompt: what `inspect` knows of it is what is hashed."""
+    module = types.ModuleType("typed_in")
+    monkeypatch.setitem(sys.modules, "typed_in", module)
+    exec(CODE, vars(module))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        code_digest(module.Mine)
+    digests = []
+    for text in (CODE, CODE, CODE + "    more = 1\n"):
+        monkeypatch.setattr(inspect, "getsource", lambda cls, text=text: text)
+        digests.append(code_digest(module.Mine))
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_retention_bound_falsifies_a_false_claim() -> None:

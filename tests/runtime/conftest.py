@@ -59,7 +59,8 @@ class Shop:
         for party, rows in self.records.items():
             (self.folder / f"{party}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
             parties[party] = {"data": {"items": {"path": f"{party}.jsonl", "schema": SCHEMA, **self.binding}}}
-        sites = {"osmotic_sites": 1, "defaults": self.defaults, "parties": {"hub": {}, **parties}}
+        defaults = {"budget": {"*": {"per_document": 1000}}, **self.defaults}
+        sites = {"osmotic_sites": 1, "defaults": defaults, "parties": {"hub": {}, **parties}}
         (self.folder / "shop.sites.yaml").write_text(json.dumps(sites, indent=1), encoding="utf-8")
         pipeline = {"osmotic": 1, "name": "shop", "parties": {"server": "hub", "clients": ["north", "south"]}, **document}
         (self.folder / "shop.yaml").write_text(json.dumps({**pipeline, "tasks": tasks}, indent=1), encoding="utf-8")

@@ -82,7 +82,8 @@ def clinic_and_notes(folder: Path) -> Path:
                 "notes": {"path": f"{party}-notes.jsonl", "schema": text_schema},
             }
         }
-    (folder / "canary.sites.yaml").write_text(json.dumps({"osmotic_sites": 1, "parties": parties}, indent=1), encoding="utf-8")
+    sites = {"osmotic_sites": 1, "defaults": {"budget": {"*": {"per_document": 1000}}}, "parties": parties}
+    (folder / "canary.sites.yaml").write_text(json.dumps(sites, indent=1), encoding="utf-8")
     mechanism = {"name": "list-rr", "epsilon": EPSILON, "k": 2}
 
     def at(component: str, role: str, inputs: dict[str, str] | None = None, **config: Any) -> dict[str, Any]:

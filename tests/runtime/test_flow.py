@@ -50,34 +50,53 @@ def test_private_data_does_not_cross_and_the_message_has_line_and_ways(graph: Bu
 def test_a_waiver_needs_the_plan_and_the_site_and_benchmark_data(graph: Build) -> None:
     made = graph(AVERAGING.replace("MODELS", WAIVED))
     unasked = graph(AVERAGING.replace("MODELS", "local"))
-    granting = [waiver("server", "clients")]
+    granting = [waiver("hub", "north", "south")]
     assert not infer(made, both(policy(granting, purpose="benchmark"))).refusals
     assert infer(unasked, both(policy(granting, purpose="benchmark"))).refusals
     refused = infer(made, both(policy((), purpose="benchmark"))).refusals
     assert "the site's policy has no waiver for the edge 'average.models'" in refused[0].what
     refused = infer(made, both(policy(granting))).refusals
     assert "a waiver works on benchmark data only" in refused[0].what
-    other = [waiver("server", "clients", edge="back.a")]
+    other = [waiver("hub", "north", "south", edge="back.a")]
     assert infer(made, both(policy(other, purpose="benchmark"))).refusals
-    assert not infer(made, both(policy([waiver("server", "clients", edge="*")], purpose="benchmark"))).refusals
+    assert not infer(made, both(policy([waiver("hub", "north", "south", edge="*")], purpose="benchmark"))).refusals
 
 
 def test_exposed_stays_exposed_and_observers_hold_when_it_is_passed_on(graph: Build) -> None:
     made = graph(AVERAGING.replace("MODELS", WAIVED))
-    flow = infer(made, both(policy([waiver("server", "clients")], purpose="benchmark")))
+    flow = infer(made, both(policy([waiver("hub", "north", "south")], purpose="benchmark")))
     said = words(flow)
     assert said["local@north.model"] == "private"
     assert said["average@hub.model"] == said["back@north.document"] == "exposed"
     assert flow.crossing[("average@hub", "local@north", "model")].word == "exposed"
-    refused = infer(made, both(policy([waiver("server")], purpose="benchmark"))).refusals
+    refused = infer(made, both(policy([waiver("hub")], purpose="benchmark"))).refusals
     assert {p.path for p in refused} == {"tasks.back.inputs.a"}
-    assert "data of south, exposed by average.models, may be seen by server only, not by clients" in refused[0].what
+    assert "data of south, exposed by average.models, may be seen by hub only, not by north" in refused[0].what
 
 
-def test_a_role_that_may_not_see_is_refused_at_once(graph: Build) -> None:
+def test_a_receiver_that_may_not_see_is_refused_at_once(graph: Build) -> None:
     made = graph(AVERAGING.replace("MODELS", WAIVED))
-    refused = infer(made, both(policy([waiver("clients")], purpose="benchmark"))).refusals
-    assert any("not by server" in p.what and p.path == "tasks.average.inputs.models" for p in refused)
+    refused = infer(made, both(policy([waiver("north", "south")], purpose="benchmark"))).refusals
+    assert any("lets north, south see it, not hub" in p.what and p.path == "tasks.average.inputs.models" for p in refused)
+
+
+def test_observers_are_parties_whatever_role_a_plan_gives_them(graph: Build) -> None:
+    text = AVERAGING.replace("MODELS", WAIVED)
+    granting = both(policy([waiver("hub", "north", "south")], purpose="benchmark"))
+    forged = graph("osmotic: 1\nname: toy\nparties: {server: west, clients: [north, south]}\n" + text)
+    refused = infer(forged, {**granting, "west": SitePolicy()}).refusals
+    assert {p.path for p in refused} >= {"tasks.average.inputs.models"} and "not west" in refused[0].what
+    roles = [waiver("server", "clients")]  # names of roles are nobody's names
+    assert infer(graph(text), both(policy(roles, purpose="benchmark"))).refusals
+
+
+def test_of_two_waivers_the_one_that_names_the_receiver_holds(graph: Build) -> None:
+    made = graph(AVERAGING.replace("MODELS", WAIVED))
+    two = [waiver("west"), waiver("hub", "north", "south", edge="*")]
+    flow = infer(made, both(policy(two, purpose="benchmark")))
+    assert not flow.refusals
+    entry = flow.crossing[("average@hub", "local@north", "model")].of("exposed")[0]
+    assert entry.observers == ("hub", "north", "south")
 
 
 def test_the_owner_may_always_see_its_own(graph: Build) -> None:
@@ -88,7 +107,7 @@ tasks:
   answer: {component: join, at: server, each: party, inputs: {a: {from: local, waive: "a reason of some length"}}}
   back: {component: join, at: clients, inputs: {a: answer}}
 """
-    made = policy([waiver("server", edge="answer.a")], purpose="benchmark")
+    made = policy([waiver("hub", edge="answer.a")], purpose="benchmark")
     assert not infer(graph(text), both(made)).refusals
 
 
@@ -136,7 +155,7 @@ def test_public_data_crosses(graph: Build) -> None:
 def test_a_site_sees_its_own_crossings_only(graph: Build) -> None:
     """A site does not know the others' policies: it takes their data for private and their waivers for granted."""
     made = graph(AVERAGING.replace("MODELS", WAIVED))
-    mine = infer(made, {"north": policy([waiver("server", "clients")], purpose="benchmark")})
+    mine = infer(made, {"north": policy([waiver("hub", "north", "south")], purpose="benchmark")})
     assert not mine.refusals and words(mine)["local@south.model"] == "private"
     assert [p.what for p in infer(made, {"north": policy()}).refusals] == [
         "refused: private data of north (numbers) would cross: a waiver works on benchmark data only; 'numbers' is private"
@@ -151,7 +170,7 @@ def test_raw_data_of_one_party_never_goes_on_from_another(graph: Build) -> None:
 
     made = graph(AVERAGING.replace("MODELS", WAIVED))
     edge = Edge("average@hub", "model", "hub", "south", "back.a", "a reason of some length")
-    _, why = cross(made, edge, raw("north", "numbers"), both(policy([waiver("server")], purpose="benchmark")))
+    _, why = cross(made, edge, raw("north", "numbers"), both(policy([waiver("hub")], purpose="benchmark")))
     assert why == "raw data of north at hub"
 
 

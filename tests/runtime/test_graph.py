@@ -462,3 +462,26 @@ def test_a_plugin_that_failed_to_load_is_quoted(pieces: Registry) -> None:
     text = "osmotic: 1\nname: toy\nparties: {server: hub}\ntasks: {a: {component: dig, at: server}}"
     with pytest.raises(ConfigError, match=r"plugin 'garden' could not be loaded: ImportError: no trowel"):
         Graph(load_text(text, "toy.yaml"), broken)
+
+
+ROUNDS = """
+tasks:
+  start: {component: make, at: server}
+  r:
+    repeat: {times: 101, carry: {x: {from: a}}}
+    tasks: {a: {component: join, at: server, inputs: {a: start, b: carry.x}}}
+"""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"matrix: {{n: {list(range(101))}}}\ntasks: {{a: {{component: make, at: server, matrix: [n]}}}}",
+        "parties: {server: hub, clients: 101}\ntasks: {a: {component: make, at: clients}}",
+        ROUNDS,
+    ],
+    ids=["axes", "parties", "rounds"],
+)
+def test_a_plan_with_too_many_runs_is_refused(graph: Build, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("osmotic.runtime.unrolling.LIMIT", 100)
+    assert "the plan has more than 100 task runs" in problem(graph, text)

@@ -79,7 +79,7 @@ def test_an_unseeded_run_is_replayed_from_its_releases(small: Path, hashes: Hash
     for party in ("hub", "north", "south"):
         shutil.rmtree(home / "parties" / party / "store")
     replayed = run(small, "one")
-    assert replayed["outcome"]["ran"] == first["outcome"]["ran"] > 25
+    assert first["outcome"]["ran"] >= replayed["outcome"]["ran"] > 25  # tasks that gave equal content are restored by one
     assert hashes(home) == before and charges(home) == spent
     run(small, "two")
     assert hashes(small.parent / "two")["sanitized@north.sanitized"] != before["sanitized@north.sanitized"]

@@ -44,6 +44,15 @@ def test_a_missing_or_damaged_key_is_never_made_anew(tmp_path: Path) -> None:
         Ledger(tmp_path)
 
 
+def test_a_ledger_that_is_gone_is_never_made_anew(tmp_path: Path) -> None:
+    Ledger(tmp_path).close()
+    (tmp_path / "ledger.sqlite").unlink()
+    for passing in (False, True):
+        with pytest.raises(StoreError, match="the ledger of this run is not there"):
+            Ledger(tmp_path, passing)
+    assert not (tmp_path / "ledger.sqlite").exists()
+
+
 def test_passing_writes_nothing(tmp_path: Path) -> None:
     Ledger(tmp_path / "none", passing=True).close()
     assert not (tmp_path / "none").exists()
@@ -114,14 +123,14 @@ def test_a_locked_database_says_that_another_run_uses_it(tmp_path: Path) -> None
 
 def test_a_full_database_rolls_back_says_so_and_goes_on(tmp_path: Path) -> None:
     ledger = chained(tmp_path)
-    pages = ledger.query("PRAGMA page_count")[0][0]
-    ledger.db.execute(f"PRAGMA max_page_count={pages + 1}")
+    pages = ledger.query("PRAGMA vault.page_count")[0][0]
+    ledger.db.execute(f"PRAGMA vault.max_page_count={pages + 1}")
     with pytest.raises(StoreError, match="disk is full"), ledger.transaction() as db:
         for i in range(200):
             ledger.append(db, "charges", {"n": i, "x": "x" * 4000})
     assert not ledger.db.in_transaction
     assert len(ledger.query("SELECT * FROM charges")) == 3
-    ledger.db.execute(f"PRAGMA max_page_count={pages + 1000}")
+    ledger.db.execute(f"PRAGMA vault.max_page_count={pages + 1000}")
     with ledger.transaction() as db:
         ledger.append(db, "charges", {"n": 3})
     assert ledger.chain_problems() == []

@@ -112,7 +112,7 @@ def test_a_waiver_that_only_the_plan_knows_opens_nothing(desk: Desk, tasks: Task
 
 
 def test_a_granted_waiver_does_not_work_on_private_data(desk: Desk, tasks: Tasks) -> None:
-    desk.shop.defaults = {"waivers": [{"edge": "*", "observers": ["server"]}]}
+    desk.shop.defaults = {"waivers": [{"edge": "*", "observers": ["hub"]}]}
     assert desk.accept("north", tasks(raw=relay("items", waive=WAIVER))) == "policy"
     assert "private" in desk.log("north")
 
@@ -145,7 +145,8 @@ def test_the_cap_holds_over_plans_that_each_ask_for_little(desk: Desk, tasks: Ta
         assert desk.accept("north", made) == "fine"
         desk.run("north", "items@north")
         codes.append(desk.code("north", "run", id="safe@north"))
-    assert codes == ["fine", "fine", "budget", "budget"]
+    assert codes == ["fine", "fine", "component", "component"]  # why stays at the site
+    assert "budget" in desk.log("north")
     assert desk.code("north", "pull", id="counted@hub", producer="safe@north", port="sanitized") == "membrane"
 
 
@@ -185,6 +186,39 @@ def test_a_plan_cannot_ask_for_data_that_is_not_bound(desk: Desk, tasks: Tasks) 
     assert desk.accept("north", made) == "policy"
 
 
+@pytest.mark.parametrize(
+    ("models", "path", "code"),
+    [
+        ([], "/srv/models/secret", "policy"),
+        ([], "some-org/some-model", "policy"),
+        (["/srv/models"], "/srv/models/secret", "policy"),
+        (["/srv/models/secret"], "/srv/models/../models/secret", "policy"),
+        (["/srv/models/secret"], "/srv/models/secret", "fine"),
+        (["*"], "some-org/some-model", "fine"),
+        ([], "osmotic:clinic/student", "fine"),
+    ],
+)
+def test_a_plan_may_load_models_only_from_where_the_site_says(
+    desk: Desk, tasks: Tasks, models: list[str], path: str, code: str
+) -> None:
+    desk.shop.defaults = {"models": models}
+    spec = {"m": {"type": "transformers", "at": "clients", "config": {"path": path}}}
+    assert desk.accept("north", tasks(), models=spec) == code
+    assert desk.accept("hub", tasks(), models=spec) == "fine"  # it is not loaded there
+    if code == "policy":
+        assert "models.m.config.path" in desk.log("north") and f'models: ["{path}"]' in desk.log("north")
+
+
+def test_another_party_in_the_observers_role_sees_nothing(desk: Desk, tasks: Tasks) -> None:
+    desk.shop.binding = {"purpose": "benchmark"}
+    desk.shop.defaults = {"waivers": [{"edge": "*", "observers": ["hub"]}]}
+    blind = {"component": "record_blinder", "at": "clients", "inputs": {"records": "items"}, "config": {"fields": ["colour"]}}
+    made = tasks(blind=blind, sent=relay("blind", waive=WAIVER))
+    assert desk.accept("north", made) == "fine"
+    assert desk.accept("north", made, parties={"server": "west", "clients": ["north", "south"]}) == "policy"
+    assert "lets hub see it, not west" in desk.log("north")
+
+
 # ---- operations that are not in the plan ----
 
 
@@ -200,7 +234,7 @@ def test_unknown_or_malformed_requests(desk: Desk, tasks: Tasks) -> None:
     for op in ("metrics", "samples"):
         desk.run("north", "items@north")
         assert desk.code("north", op, id="items@north", port="records", count=3) == "membrane"
-    assert desk.code("north", "alias", id="safe@north", earlier="items@north") == "policy"
+    assert desk.code("north", "alias", id="safe@north", earlier="items@north") == "component"
 
 
 def test_nothing_private_is_in_any_reply(desk: Desk, tasks: Tasks) -> None:
@@ -216,6 +250,41 @@ def test_nothing_private_is_in_any_reply(desk: Desk, tasks: Tasks) -> None:
     sent = b"".join(json.dumps(header).encode() + body for _, header, body in desk.replies)
     assert not any(digest.encode() in sent for digest in private)
     assert b"north-1" not in sent and site.ledger.key.hex().encode() not in sent
+
+
+def test_elsewhere_a_run_says_neither_how_long_it_took_nor_what_was_known(desk: Desk, tasks: Tasks) -> None:
+    assert desk.accept("north", tasks()) == "fine"
+    constant = {"cached": False, "seconds": 0.0}
+    assert [desk.ask("north", "run", id="items@north")[0] for _ in range(2)] == [constant, constant]
+    status = desk.ask("north", "status")[0]["status"]
+    assert status == {"items@north": "cached", "safe@north": "runs"}
+    desk.services["north"].local = True
+    assert desk.ask("north", "run", id="items@north")[0]["cached"] is True
+
+
+def test_the_account_that_leaves_is_of_the_accepted_plan_and_counts_nothing(desk: Desk, tasks: Tasks) -> None:
+    assert desk.accept("north", tasks()) == "fine"
+    desk.run("north", "items@north", "safe@north")
+    desk.ask("north", "pull", id="counted@hub", producer="safe@north", port="sanitized")
+    edge = "safe@north.sanitized->counted@hub"
+    site = desk.services["north"].site
+    other = Label(frozenset({Provenance("north", "exposed", "old.edge", ("hub",))}))
+    site.ledger.cross(edge="old", name="old", sender="north", receiver="hub", direction="out", kind="call", digest="0" * 64,
+                      size=1, label=other)  # fmt: skip
+    account = json.loads(desk.ask("north", "account", crossings=[edge, "old", "nobody@north=>", "safe@north=>"])[1])
+    assert account["word"] == "certified" and account["crossings"] == 1 and "documents" not in account
+    desk.services["north"].local = True
+    assert "documents" in json.loads(desk.ask("north", "account", crossings=[edge])[1])
+
+
+def test_whatever_ends_a_task_with_private_data_looks_the_same(desk: Desk, tasks: Tasks) -> None:
+    made = tasks(broken={"component": "crasher", "at": "clients", "inputs": {}, "config": {"how": "raise"}})
+    assert desk.accept("north", made) == "fine"
+    (desk.shop.folder / "north.jsonl").write_text('{"id": "x", "colour": "mauve", "size": "s"}\n')
+    assert desk.ask("north", "run", id="items@north") == ({"error": {"code": "component", "exit": 6, "problems": []}}, b"")
+    assert "mauve" in desk.log("north")
+    assert desk.code("north", "run", id="broken@north") == "internal"  # nothing private there
+    assert desk.code("north", "run", id="nobody@north") == "policy"
 
 
 def test_errors_leave_by_code_alone_and_stay_in_the_log(desk: Desk, tasks: Tasks) -> None:
@@ -317,7 +386,7 @@ def test_a_chosen_part_of_the_records_is_not_a_release(desk: Desk, tasks: Tasks,
     assert desk.accept("north", made) == "fine"
     desk.run("north", "items@north", "safe@north")
     if how == "part":
-        assert desk.code("north", "run", id="part@north") == "policy"
+        assert desk.code("north", "run", id="part@north") == "component"
         assert "every record" in desk.log("north")
     else:
         desk.run("north", "part@north")
@@ -333,14 +402,14 @@ def test_records_that_a_task_filtered_cannot_be_released(desk: Desk, tasks: Task
     fewer = site.store.put(Records(desk.shop.records["north"][:5]))
     ref = site.results["copy@north"]["out"]
     site.results["copy@north"]["out"] = type(ref)("records", fewer, ref.label)
-    assert desk.code("north", "run", id="safe@north") == "policy"
+    assert desk.code("north", "run", id="safe@north") == "component"
 
 
-def test_data_read_beside_the_inputs_makes_the_output_private(desk: Desk, tasks: Tasks) -> None:
+def test_data_beside_the_inputs_cannot_be_read(desk: Desk, tasks: Tasks) -> None:
     taken = {"component": "smuggler", "at": "clients", "config": {"data": "items"}}
     assert desk.accept("north", tasks(taken=taken, sent=relay("taken"))) == "fine"
-    desk.run("north", "taken@north")
-    assert desk.services["north"].site.results["taken@north"]["out"].label.word == "private"
+    assert desk.code("north", "run", id="taken@north") == "policy"
+    assert "may not read the data set" in desk.log("north")
     assert desk.code("north", "pull", id="sent[for=north]@hub", producer="taken@north", port="out") == "membrane"
 
 
@@ -350,7 +419,7 @@ def test_data_read_beside_the_inputs_makes_the_output_private(desk: Desk, tasks:
 @pytest.fixture
 def waived(desk: Desk) -> Desk:
     desk.shop.binding = {"purpose": "benchmark"}
-    desk.shop.defaults = {"waivers": [{"edge": "sent.records", "observers": ["server"]}]}
+    desk.shop.defaults = {"waivers": [{"edge": "sent.records", "observers": ["hub"]}]}
     return desk
 
 
@@ -386,13 +455,13 @@ def test_blinded_records_cross_under_a_waiver_exposed_and_the_account_says_so(wa
 def test_what_one_party_exposed_to_the_server_does_not_reach_another_party(waived: Desk, tasks: Tasks) -> None:
     blind = {"component": "record_blinder", "at": "clients", "inputs": {"records": "items"}, "config": {"fields": ["colour"]}}
     merged = {"component": "counter", "at": "server", "inputs": {"records": {"from": "blind", "waive": WAIVER}}}
-    waived.shop.defaults = {"waivers": [{"edge": "*", "observers": ["server"]}]}
+    waived.shop.defaults = {"waivers": [{"edge": "*", "observers": ["hub"]}]}
     first = {"items": tasks()["items"], "blind": blind, "merged": merged}
     assert waived.accept("north", first) == "fine"
     waived.run("north", "items@north", "blind@north")
     site = waived.services["north"].site
     ref = site.results["blind@north"]["blinded"]
-    foreign = Label(frozenset({Provenance("south", "exposed", "x.y", ("clients",))}))
+    foreign = Label(frozenset({Provenance("south", "exposed", "x.y", ("west",))}))
     site.results["blind@north"]["blinded"] = type(ref)(ref.kind, ref.digest, foreign)
     assert waived.code("north", "pull", id="merged@hub", producer="blind@north", port="blinded") == "membrane"
 
@@ -411,12 +480,12 @@ def test_an_artifact_that_two_inputs_take_crosses_under_both_edges(desk: Desk, t
 
 
 def test_one_waived_input_does_not_open_the_other(waived: Desk, tasks: Tasks) -> None:
-    waived.shop.defaults = {"waivers": [{"edge": "twice.left", "observers": ["server"]}]}
+    waived.shop.defaults = {"waivers": [{"edge": "twice.left", "observers": ["hub"]}]}
     blind = {"component": "record_blinder", "at": "clients", "inputs": {"records": "items"}, "config": {"fields": ["colour"]}}
     both = {"left": {"from": "blind", "waive": WAIVER}, "right": {"from": "blind", "waive": WAIVER}}
     made = tasks(blind=blind, twice={"component": "both", "at": "server", "each": "party", "inputs": both})
     assert waived.accept("north", made) == "policy"
-    waived.shop.defaults = {"waivers": [{"edge": "*", "observers": ["server"]}]}
+    waived.shop.defaults = {"waivers": [{"edge": "*", "observers": ["hub"]}]}
     waived.services = {}
     assert waived.accept("north", made) == "fine"
     waived.run("north", "items@north", "blind@north")

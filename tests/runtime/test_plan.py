@@ -16,7 +16,7 @@ SITES = """
 defaults:
   data: {numbers: {path: numbers.jsonl, schema: schema.yaml, purpose: benchmark}}
   budget: {numbers: {per_document: 4}}
-  waivers: [{edge: '*', observers: [server, clients]}]
+  waivers: [{edge: '*', observers: [hub, north, south]}]
 parties: {hub: {}, north: {}, south: {}}
 """
 PIPELINE = """
@@ -147,6 +147,7 @@ def test_without_a_sites_file_no_party_has_data(place: Place, pieces: Registry, 
 
 
 def test_a_large_plan_is_complete(place: Place, pieces: Registry, tmp_path: Path) -> None:
+    everybody = ", ".join(f"party-{i:02d}" for i in range(100))
     path = place(
         """
 osmotic: 1
@@ -160,7 +161,7 @@ tasks:
       local: {component: train, at: clients, inputs: {records: records, init: carry.global}}
       average: {component: average, at: server, inputs: {models: {from: local, waive: averaging plain counts}}}
 """,
-        SITES.replace("parties: {hub: {}, north: {}, south: {}}", "parties:")
+        SITES.replace("parties: {hub: {}, north: {}, south: {}}", "parties:").replace("north, south", everybody)
         + "".join(f"  party-{i:02d}: {{}}\n" for i in range(100)),
     )
     plan = api.plan(path, home=tmp_path / "home", registry=pieces)

@@ -33,7 +33,7 @@ class Home:
     """A ledger and a releaser."""
 
     def __init__(self, folder: Path, registry: Registry, cap: float | None = None, **policy: Any) -> None:
-        budget = {"*": Budget(per_document=cap)} if cap else {}
+        budget = {"*": Budget(per_document=cap or 1000)}
         self.ledger = Ledger(folder)
         self.releaser = Releaser(self.ledger, registry, SitePolicy(budget=budget, **policy))
 
@@ -226,8 +226,8 @@ def test_nothing_is_durable_when_the_transaction_fails(
 
 def test_a_full_disk_releases_nothing(home: Home) -> None:
     home.release(rows(1), fields=("size",))
-    pages = home.ledger.query("PRAGMA page_count")[0][0]
-    home.ledger.db.execute(f"PRAGMA max_page_count={pages}")
+    pages = home.ledger.query("PRAGMA vault.page_count")[0][0]
+    home.ledger.db.execute(f"PRAGMA vault.max_page_count={pages}")
     with pytest.raises(StoreError, match="disk is full"):
         home.release(rows(500))
     assert home.charges() == 1
@@ -338,3 +338,58 @@ def test_blinding_gives_the_same_random_ids_again(home: Home) -> None:
     assert one.rows == two.rows and one.columns == ["id", "colour"]
     assert home.releaser.known_ids([row["id"] for row in one]) and not home.releaser.known_ids(["r1"])
     assert {row["id"] for row in key} == {f"r{i}" for i in range(5)}
+
+
+# ---- seeds ----
+
+
+def test_seeded_outcomes_depend_on_the_document_and_the_mechanism_alone(tmp_path: Path, toys: Registry) -> None:
+    def by_id(home: Home, records: Records, **more: Any) -> dict[str, tuple[str, str, str]]:
+        released, key = home.release(records, seed=7, **more)
+        found = released.by_id()
+        return {k["id"]: tuple(found[k["released"]].values()) for k in key}  # type: ignore[misc]
+
+    one, two = Home(tmp_path / "a", toys), Home(tmp_path / "b", toys)
+    grid = [{**RR, "epsilon": e} for e in (0.5, 1, 2)]
+    first = [by_id(one, rows(30), mechanism=m) for m in grid]  # several mechanisms on one data set: no id twice
+    assert len({row[0] for table in first for row in table.values()}) == 90
+    by_id(two, Records(rows(30).rows[25:]), mechanism=grid[2])  # another history, another order, another batch
+    assert by_id(two, Records(rows(30).rows[::-1]), mechanism=grid[2]) == first[2]
+    assert by_id(two, rows(30), mechanism=grid[0]) == first[0]
+    other = by_id(two, rows(30), mechanism=grid[0], dataset="other")
+    assert {row[0] for row in other.values()}.isdisjoint({row[0] for row in first[0].values()})
+    edited = by_id(two, rows(30, "blue"), mechanism=grid[0])
+    assert {row[0] for row in edited.values()}.isdisjoint({row[0] for row in first[0].values()})
+    assert len({row[1] for row in first[0].values()}) > 1  # equal values, noise of their own
+    one.ledger.close()
+    two.ledger.close()
+
+
+def test_seeded_blinding_differs_between_data_sets(home: Home) -> None:
+    one, _ = home.releaser.blind(rows(5), ["colour"], "d", 7)
+    two, _ = home.releaser.blind(rows(5), ["colour"], "other", 7)
+    assert {row["id"] for row in one}.isdisjoint({row["id"] for row in two})
+    assert home.releaser.blind(rows(5), ["colour"], "d", 7)[0].rows == one.rows
+
+
+# ---- what is promised ----
+
+
+def test_a_delta_is_refused(home: Home, toys: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    cls = toys.mechanism("list-rr")
+    honest = cls.guarantee
+    monkeypatch.setattr(cls, "guarantee", lambda self: honest(self).model_copy(update={"delta": 1e-9}))
+    with pytest.raises(RefusedError, match="delta above 0"):
+        home.release(rows(1))
+    assert home.charges() == 0
+
+
+def test_the_length_of_texts_is_named(tmp_path: Path, toys: Registry, notes: RecordSchema) -> None:
+    home = Home(tmp_path / "home", toys)
+    home.release(
+        Records([{"id": "1", "note": "a rash"}]), {"name": "list-rr", "epsilon": 1, "k": 2}, ("note",), notes, tmp_path
+    )
+    home.release(rows(1))
+    details = {detail for (detail,) in home.ledger.query("SELECT detail FROM release_sets")}
+    assert details == {"at most 2 tokens x 1, for texts of equal released length", "2 fields x 2"}
+    home.ledger.close()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One conformance suite for every transport: the same pipeline, the same answers, errors and endings."""
 
+import io
 import json
 import os
 import signal
@@ -15,9 +16,10 @@ import pytest
 from osmotic.plugins.host import Registry
 from osmotic.runtime import api
 from osmotic.runtime.run import Runner, ask
-from osmotic.runtime.transports.processes import Processes
+from osmotic.runtime.transports import frames
+from osmotic.runtime.transports.processes import Processes, Worker
 from osmotic.runtime.verifying import verify
-from osmotic.schemas.errors import ComponentError, OsmoticError, PeerError, RefusedError
+from osmotic.schemas.errors import ComponentError, OsmoticError, PeerError, ProtocolFault, RefusedError
 
 Tasks = Callable[..., dict[str, Any]]
 Hashes = Callable[[Path], dict[str, str]]
@@ -48,7 +50,7 @@ def run(request: pytest.FixtureRequest, shop: Any, toys: Registry, toy_path: Non
         file = shop.write(tasks, **document)
         return api.run(file, home=shop.folder / home, isolate=request.param == "processes", watcher=watcher, registry=toys)
 
-    go.isolated = request.param == "processes"  # type: ignore[attr-defined]
+    go.isolated, go.registry = request.param == "processes", toys  # type: ignore[attr-defined]
     yield go
 
 
@@ -106,7 +108,12 @@ def test_a_released_record_may_be_asked_about_elsewhere_once(run: Any, shop: Any
     made["asked2"] = {**made["asked"], "inputs": {"records": "asked_in"}}
     made["asked_in"] = {"component": "relay", "at": "clients", "inputs": {"records": "safe"}}
     second = run(made, models=ECHO)
-    assert [e for e in transcript(shop.home, "north") if e["kind"] == "call"] == calls  # the same questions: not sent again
+    later = [e for e in transcript(shop.home, "north") if e["kind"] == "call"]
+    assert later[:2] == calls  # the same questions: not sent again, but the other task's account has them
+    assert [(e["edge"], e["bytes"], e["word"]) for e in later[2:]] == [
+        ("asked2@north=>echo.generate", 0, "protected"), ("asked2@north=>echo.log_likelihood", 0, "protected"),
+    ]  # fmt: skip
+    assert not [e for e in transcript(shop.home, "hub") if e["edge"].startswith("asked2@north")]
     assert second["guarantee"]["line"] == first["guarantee"]["line"]
 
 
@@ -119,11 +126,52 @@ def test_private_records_reach_a_model_elsewhere_only_if_the_site_trusts_it(run:
     with pytest.raises(RefusedError, match="private data"):
         run(made, models=ECHO)
     assert not [e for e in transcript(shop.home, "north") if e["kind"] == "call"]
-    shop.defaults = {"endpoints": ["echo"]}
+    shop.defaults = {"endpoints": ["echo"]}  # a name that the plan chooses opens nothing
+    with pytest.raises(RefusedError, match="private data"):
+        run(made, models=ECHO)
+    shop.defaults = {"endpoints": ["hub"]}
     found = run(made, models=ECHO)
     words = {e["word"] for e in transcript(shop.home, "north") if e["kind"] == "call"}
     assert words == {"exposed"}
     assert "unprotected" in found["guarantee"]["line"]  # a call is a crossing: the run says so
+
+
+def test_answers_from_the_cache_are_allowed_anew_and_counted_for_every_task(run: Any, shop: Any, tasks: Tasks) -> None:
+    asked = {
+        "component": "asker",
+        "at": "clients",
+        "inputs": {"records": "items"},
+        "config": {"model": "echo", "field": "size"},
+    }
+    made = {"items": tasks()["items"], "asked": {**asked, "matrix": ["seed"]}}
+    shop.defaults = {"endpoints": ["hub"]}
+    run(made, models=ECHO, matrix={"seed": [1, 2]})
+    calls = [e for e in transcript(shop.home, "north") if e["kind"] == "call"]
+    sizes = {e["edge"]: e["bytes"] for e in calls}
+    assert {e["word"] for e in calls} == {"exposed"} and len(sizes) == len(calls) == 4
+    assert all((size > 0) == ("seed=1" in edge) for edge, size in sizes.items())
+    assert verify(shop.home)["problems"] == []
+    shop.defaults = {}
+    with pytest.raises(RefusedError, match="private data"):
+        run(made, models=ECHO, matrix={"seed": [3]})  # every answer is known here
+
+
+def test_a_party_asks_another_one_for_model_calls_only(run: Any, shop: Any, tasks: Tasks) -> None:
+    """A component that gets at its site's way out reaches no other operation, and names no other caller."""
+    config = {"model": "echo", "field": "colour"}
+    made = tasks(asked={"component": "asker", "at": "clients", "inputs": {"records": "safe"}, "config": config})
+    ready = api.prepare(shop.write(made, models=ECHO), home=shop.home, registry=run.registry)
+    call = {"op": "call", "model": "echo", "method": "generate", "label": []}
+    with api.transport_of(ready, run.isolated, api.Quiet()) as transport:
+
+        def out(header: dict[str, Any]) -> str:
+            return str(transport._call("north", "hub", header, b"[]")[0].get("error", {}).get("code", "fine"))
+
+        assert out({**call, "task": "asked@north"}) == "fine"
+        for op in ("plan", "run", "pull", "account", "", None):
+            assert out({**call, "op": op}) == "protocol"
+        assert out({**call, "task": "asked@south", "from": "south"}) == "membrane"
+        assert out({**call, "task": "safe@north"}) == "membrane"  # it names no model
 
 
 def test_public_records_may_be_asked_about(run: Any, shop: Any, tasks: Tasks) -> None:
@@ -248,10 +296,57 @@ def test_an_interrupt_ends_quickly_and_the_run_goes_on_later(shop: Any, toys: Re
 def test_parties_that_wait_for_each_other_are_told_so(shop: Any, toys: Registry, toy_path: None, tasks: Tasks) -> None:
     _, transport = open_processes(shop, toys, tasks())
     transport.calls["hub"] = "north"  # the hub's task waits for north's model
-    frame, _ = transport._call("north", "hub", {"op": "call"}, b"")
-    assert frame["error"]["code"] == "lost" and frame["frame"] == "outbound"
+    found, _ = transport._call("north", "hub", {"op": "call"}, b"")
+    assert found["error"]["code"] == "lost" and found["frame"] == "outbound"
     assert transport.calls == {"hub": "north"}
     transport.close()
+
+
+def frame(head: bytes, body: int = 0, size: int | None = None) -> bytes:
+    return frames.PREFIX.pack(len(head) if size is None else size, body) + head
+
+
+BROKEN = {
+    "no JSON": frame(b"{op: 1}"),
+    "no text": frame(b"\xff\xfe"),
+    "no header": frame(b""),
+    "no mapping": frame(b"[1]"),
+    "too deep": frame(b"[" * 100_000),
+    "too long": frame(b"{}", size=frames.LIMIT + 1),
+    "too long a body": frame(b"{}", body=frames.BODY_LIMIT + 1),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_damaged_frame_is_told_as_one(name: str) -> None:
+    with pytest.raises(ProtocolFault):
+        frames.read(io.BytesIO(BROKEN[name]))
+
+
+def test_a_frame_that_is_cut_off_is_the_end() -> None:
+    whole = io.BytesIO()
+    frames.write(whole, {"op": "x"}, b"abc")
+    assert frames.read(io.BytesIO(whole.getvalue())) == ({"op": "x"}, b"abc")
+    assert all(frames.read(io.BytesIO(whole.getvalue()[:i])) is None for i in range(len(whole.getvalue())))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["too deep", "too long a body"])
+def test_a_worker_answers_a_damaged_frame_and_ends(
+    shop: Any, toys: Registry, toy_path: None, tasks: Tasks, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shop.write(tasks())
+    sites = shop.folder / "shop.sites.yaml"
+    worker = Worker("north", shop.home, sites, {**os.environ, "OMP_NUM_THREADS": "1"}, ())
+    to, back = worker.pipes()
+    to.write(BROKEN[name])
+    to.flush()
+    answer = frames.read(back)
+    assert answer is not None and answer[0]["frame"] == "reply" and answer[0]["error"]["code"] == "protocol"
+    assert worker.process.wait(timeout=20) == 7
+    to.close()
+    back.close()
+    assert "frame" in capfd.readouterr().err and "Traceback" not in capfd.readouterr().err
 
 
 def test_errors_of_a_remote_site_are_rebuilt_by_code() -> None:

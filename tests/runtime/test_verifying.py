@@ -43,7 +43,7 @@ def test_every_party_keeps_the_heads_of_the_others(home: Path) -> None:
 
 
 def test_a_chain_cut_off_with_its_releases_is_found_by_the_others(home: Path) -> None:
-    db = sqlite3.connect(home / "parties" / "north" / "ledger.sqlite")
+    db = sqlite3.connect(home.parent / "shop.sites.state" / "north" / "ledger.sqlite")
     db.execute("DELETE FROM charges")
     db.execute("DELETE FROM releases")
     db.commit()
@@ -69,3 +69,32 @@ def test_the_ledger_shows_the_cap_of_the_last_run(home: Path) -> None:
 def test_a_folder_that_is_not_a_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not the folder of a run"):
         verify(tmp_path)
+
+
+# (file, what somebody changes, what is said)
+CHANGES = [
+    ("vault", "UPDATE release_sets SET void='seeded'", "does not follow from its charges: void"),
+    ("vault", "UPDATE release_sets SET class='heuristic'", "does not follow from its charges: class"),
+    ("vault", "UPDATE release_sets SET documents=11", "does not follow from its charges: documents"),
+    ("vault", "UPDATE release_sets SET epsilon=1", "does not follow from its charges: epsilon"),
+    ("vault", "UPDATE release_sets SET digest='00'", "does not follow from its charges: digest"),
+    ("vault", "DELETE FROM release_sets", "is missing, its releases are there"),
+    ("vault", "DELETE FROM members WHERE lookup=(SELECT MIN(lookup) FROM members)", "its charges: documents"),
+    ("vault", "UPDATE releases SET dataset='other'", "is not what was charged: dataset"),
+    ("vault", "UPDATE releases SET document='other'", "is not what was charged: document"),
+    ("vault", "UPDATE releases SET parameters='other'", "is not what was charged: parameters"),
+    ("vault", "UPDATE releases SET payload='{'", "is not what was charged: payload"),
+    ("run", "UPDATE crossed SET label='[]'", "is noted to have crossed"),
+    ("run", "DELETE FROM crossed", "is noted to have crossed"),
+]
+
+
+@pytest.mark.parametrize(("file", "sql", "said"), CHANGES, ids=[f"{f}: {s[:45]}" for f, s, _ in CHANGES])
+def test_whatever_is_changed_is_found(home: Path, file: str, sql: str, said: str) -> None:
+    vault, run = home.parent / "shop.sites.state" / "north" / "ledger.sqlite", home / "parties" / "north" / "run.sqlite"
+    db = sqlite3.connect(vault if file == "vault" else run)
+    db.execute(sql)
+    db.commit()
+    db.close()
+    problems = verify(home)["problems"]
+    assert problems and all(p.startswith("north: ") for p in problems) and any(said in p for p in problems), problems

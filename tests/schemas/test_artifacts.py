@@ -182,3 +182,11 @@ def test_the_set_of_kinds_is_closed_and_the_base_is_no_kind() -> None:
         Artifact().to_files()
     with pytest.raises(TypeError):
         Artifact.from_files({})
+
+
+def test_a_table_that_claims_too_many_rows_is_refused_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"id": pa.nulls(10_000_001)}), sink, compression="zstd")
+    monkeypatch.setattr(pq, "read_table", None)  # not even begun
+    with pytest.raises(DataError, match="10,000,001 records: at most 10,000,000"):
+        Records.from_files({"records.parquet": sink.getvalue()})

@@ -20,7 +20,7 @@ parties:
       notes: {path: north.jsonl, schema: schema.yaml, rows: [0, 100]}
       exam: {path: e.jsonl, schema: {fields: {city: {domain: [a, b]}}}, label: public, purpose: benchmark}
     max_epsilon: 2
-  south: {waivers: [{edge: "*"}]}
+  south: {waivers: [{edge: "*", observers: [hub]}]}
   hub:
 """
 
@@ -44,7 +44,7 @@ def changed(old: str, new: str) -> str:
 
 def test_nothing_is_granted_by_default() -> None:
     policy = SitePolicy()
-    assert (policy.data, policy.waivers, policy.endpoints, policy.cleartext) == ({}, (), (), ())
+    assert (policy.data, policy.waivers, policy.endpoints, policy.cleartext, policy.models) == ({}, (), (), (), ())
     assert not policy.seeded and not policy.unproven
 
 
@@ -52,7 +52,7 @@ def test_defaults_hold_where_a_party_says_nothing() -> None:
     parties = load(GOOD).parties
     assert (parties["north"].max_epsilon, parties["south"].max_epsilon, parties["hub"].max_epsilon) == (2, 4, 4)
     assert all(p.budget["*"].per_document == 24 for p in parties.values())
-    assert parties["south"].waivers[0].observers == ("server",) and parties["north"].waivers == ()
+    assert parties["south"].waivers[0].observers == ("hub",) and parties["north"].waivers == ()
 
 
 def test_a_binding_is_private_unless_said_otherwise() -> None:
@@ -89,6 +89,9 @@ def test_a_schema_is_inline_or_a_file_and_errors_come_from_one() -> None:
         ("per_document: 24", "per_document: -1", "defaults.budget.*.per_document"),
         ("per_document: 24", "per_document: 24, per_token: 1", "defaults.budget.*.per_token"),
         ('edge: "*"', 'edg: "*"', "parties.south.waivers.0.edge"),
+        ('edge: "*", observers: [hub]', 'edge: "*"', "parties.south.waivers.0.observers"),
+        ("observers: [hub]", "observers: []", "parties.south.waivers.0.observers"),
+        ("max_epsilon: 2", "models: some/model", "parties.north.models"),
         ("max_epsilon: 2", "seeded: yes", "parties.north.seeded"),
         ("max_epsilon: 2", "threads: 0", "parties.north.threads"),
         ("max_epsilon: 2", "mechanisms: list-rr", "parties.north.mechanisms"),

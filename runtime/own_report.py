@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A party's own report: written by its site into its own folder, never sent anywhere.
+
+It shows what the report of the whole may not: scores and rejected rationales that depend on private data. Of other parties it
+knows only what crossed.
+"""
+
+import json
+from typing import Any
+
+from osmotic.plugins.contract import Metrics, Records
+from osmotic.runtime.accounts import account, summary
+from osmotic.runtime.graph import Graph
+from osmotic.runtime.ledger import Ledger
+from osmotic.runtime.report import render
+from osmotic.runtime.run import Crossed, Outcome
+from osmotic.runtime.site import Site
+from osmotic.runtime.summary import summarise
+from osmotic.schemas.artifacts import canonical
+from osmotic.schemas.errors import MembraneError, Problem
+
+
+class OwnView:
+    """Answers what a summary asks from one site's own store; of other parties it has nothing to say."""
+
+    parallel = False
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+
+    def request(self, party: str, header: dict[str, Any], blob: bytes = b"") -> tuple[dict[str, Any], bytes]:
+        """`account`, `metrics` and `samples` of the own party, without the check of what others may see."""
+        if party != self.site.party:
+            error = MembraneError(Problem(f"the results of {party} stay at {party}"))
+            return {"error": {"code": str(error.code), "exit": error.exit_code, "problems": []}}, b""
+        if header["op"] == "account":
+            return {}, canonical(account(self.site, header["crossings"]))
+        ref = self.site.results[header["id"]][header["port"]]
+        artifact = self.site.store.get(ref.kind, ref.digest)
+        if header["op"] == "metrics" and isinstance(artifact, Metrics):
+            return {}, canonical({"values": artifact.values, "outcomes": artifact.outcomes})
+        if header["op"] == "samples" and isinstance(artifact, Records):
+            return {}, canonical(artifact.rows[: int(header["count"])])
+        error = MembraneError(Problem(f"{header['id']} has nothing to show"))
+        return {"error": {"code": str(error.code), "exit": error.exit_code, "problems": []}}, b""
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+def write_own(site: Site) -> None:
+    """Write ``report.html`` and ``results.json`` into the party's folder."""
+    graph, _ = site.need()
+    outcome = Outcome(crossings=crossings_of(graph, site.ledger), times=times_of(graph, site.ledger))
+    found = summarise(graph, OwnView(site), outcome, parties=(site.party,))
+    found["home"] = str(site.ledger.folder)
+    page = render({**found, "ledger": [summary(site)]}, title=f"{graph.pipeline.name}: the report of {site.party}")
+    (site.ledger.folder / "results.json").write_text(json.dumps(found, indent=1, sort_keys=True), encoding="utf-8")
+    (site.ledger.folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def crossings_of(graph: Graph, ledger: Ledger) -> list[Crossed]:
+    """What this party sent and received over the plan's edges, as its transcript says last."""
+    edges = {f"{e.producer}.{e.port}->{i.id}" for i, e in graph.crossings()}
+    found: dict[str, Crossed] = {}
+    for (body,) in ledger.query("SELECT body FROM crossings ORDER BY seq"):
+        entry = json.loads(body)
+        if entry["edge"] in edges:
+            found[entry["edge"]] = Crossed(entry["edge"], entry["name"], entry["from"], entry["to"], entry["bytes"])
+    return list(found.values())
+
+
+def times_of(graph: Graph, ledger: Ledger) -> dict[str, float]:
+    """Seconds of this party's tasks, as they last ran; 0 for the others'."""
+    times = dict.fromkeys(graph.instances, 0.0)
+    rows = ledger.query("SELECT instances.id, tasks.seconds FROM instances JOIN tasks ON tasks.key = instances.key")
+    return {**times, **{identity: seconds for identity, seconds in rows if identity in times}}
