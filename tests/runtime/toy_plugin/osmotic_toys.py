@@ -139,6 +139,16 @@ class Counter(Component[Nothing]):
         return {"out": Document({party: len(table) for party, table in records.items()})}
 
 
+class Meter(Component[Nothing]):
+    """Measures how many records there are."""
+
+    name = "meter"
+    outputs = {"metrics": Out(Metrics)}
+
+    def run(self, context: Context, records: Records) -> Outputs:
+        return {"metrics": Metrics({"records": float(len(records))})}
+
+
 class Talker(Component[Nothing]):
     """Prints, and reports progress."""
 
@@ -249,7 +259,7 @@ class EchoPlugin(ModelPlugin[Nothing]):
 @hookimpl
 def register_components() -> Iterable[type[Component[Any]]]:
     """All toys."""
-    return (Asker, Liar, Picker, Smuggler, Relay, Both, Counter, Talker, Crasher, Climber)
+    return (Asker, Liar, Picker, Smuggler, Relay, Both, Counter, Meter, Talker, Crasher, Climber)
 
 
 @hookimpl
