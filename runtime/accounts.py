@@ -62,25 +62,20 @@ def _release(site: Site, ref: str) -> dict[str, Any]:
 
 def _largest(site: Site, refs: list[str]) -> float:
     """The largest sum over a document's distinct releases."""
-    if not refs:
-        return 0.0
-    marks = ",".join("?" * len(refs))
-    sql = (
-        "SELECT MAX(total) FROM (SELECT SUM(epsilon) AS total FROM releases WHERE lookup IN "
-        f"(SELECT lookup FROM members WHERE ref IN ({marks})) GROUP BY dataset, document)"
-    )
-    return float(site.ledger.query(sql, refs)[0][0] or 0.0)
+    return _most(site, "lookup IN (SELECT lookup FROM members WHERE ref IN ({marks}))", refs)
 
 
 def _ever(site: Site, refs: list[str]) -> float:
     """The largest sum over all releases of a document, of the data sets that these releases are of."""
+    return _most(site, "dataset IN (SELECT dataset FROM release_sets WHERE ref IN ({marks}))", refs)
+
+
+def _most(site: Site, where: str, refs: list[str]) -> float:
+    """The largest sum of epsilon a document over the releases that `where` selects; 0 without references."""
     if not refs:
         return 0.0
-    marks = ",".join("?" * len(refs))
-    sql = (
-        "SELECT MAX(total) FROM (SELECT SUM(epsilon) AS total FROM releases WHERE dataset IN "
-        f"(SELECT dataset FROM release_sets WHERE ref IN ({marks})) GROUP BY dataset, document)"
-    )
+    chosen = where.format(marks=",".join("?" * len(refs)))
+    sql = f"SELECT MAX(total) FROM (SELECT SUM(epsilon) AS total FROM releases WHERE {chosen} GROUP BY dataset, document)"
     return float(site.ledger.query(sql, refs)[0][0] or 0.0)
 
 

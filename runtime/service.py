@@ -15,13 +15,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from osmotic.plugins.contract import Generation, Metrics, Records
+from osmotic.plugins.contract import Artifact, Generation, Metrics, Records
 from osmotic.runtime import accounts, membrane
 from osmotic.runtime.checks import model_fields
 from osmotic.runtime.graph import Instance
 from osmotic.runtime.ledger import now
 from osmotic.runtime.ports import record_call
-from osmotic.runtime.site import Site
+from osmotic.runtime.site import Ref, Site
 from osmotic.schemas.artifacts import canonical
 from osmotic.schemas.errors import Code, ComponentError, MembraneError, OsmoticError, Problem, ProtocolFault
 from osmotic.schemas.labels import Label
@@ -214,21 +214,23 @@ class Service:
 
     def _metrics(self, header: Header, blob: bytes) -> Reply:
         """Metrics of a task for the table of the whole: only of benchmark or public data."""
-        ref = self.site.results[header["id"]][header["port"]]
-        accounts.may_show(self.site, ref, f"metrics of {header['id']}")
-        artifact = self.site.store.get(ref.kind, ref.digest)
+        ref, artifact = self._shown(header, "metrics")
         if not isinstance(artifact, Metrics):
             raise MembraneError(Problem(f"{header['id']}.{header['port']} is not metrics"))
         return accounts.benchmark(ref), canonical({"values": artifact.values, "outcomes": artifact.outcomes})
 
     def _samples(self, header: Header, blob: bytes) -> Reply:
         """The first records of an output for the report of the whole: only of benchmark or public data."""
-        ref = self.site.results[header["id"]][header["port"]]
-        accounts.may_show(self.site, ref, f"samples of {header['id']}")
-        artifact = self.site.store.get(ref.kind, ref.digest)
+        ref, artifact = self._shown(header, "samples")
         if not isinstance(artifact, Records):
             raise MembraneError(Problem(f"{header['id']}.{header['port']} is not records"))
         return accounts.benchmark(ref), canonical(accounts.without_ids(artifact.rows[: int(header["count"])]))
+
+    def _shown(self, header: Header, what: str) -> tuple[Ref, Artifact]:
+        """An output that may be shown to the operator of the whole; raises MembraneError when it may not."""
+        ref = self.site.results[header["id"]][header["port"]]
+        accounts.may_show(self.site, ref, f"{what} of {header['id']}")
+        return ref, self.site.store.get(ref.kind, ref.digest)
 
     def _account(self, header: Header, blob: bytes) -> Reply:
         """What these crossings cost this party: its guarantee, computed from its own ledger."""
