@@ -43,7 +43,7 @@ class DpSanitizerConfig(Config):
 
 
 class DpSanitizer(Component[DpSanitizerConfig]):
-    """``sanitized``: fresh ids and the released fields; ``key``: released id -> the record's own id."""
+    """Release fields of records through a mechanism: `sanitized` under fresh random ids; `key` maps them home and stays."""
 
     name = "dp_sanitizer"
     outputs = {"sanitized": Out(Records, label="release"), "key": Out(Records)}

@@ -44,7 +44,7 @@ class RationaleDecoderConfig(Config):
 
 
 class RationaleDecoder(Component[RationaleDecoderConfig]):
-    """``rationales``: id (the record's own), rationale, prompt (what its writer saw), finished; in the order of the records."""
+    """Bring answers home: one rationale for each record, under its own id, fitted to the original question."""
 
     name = "rationale_decoder"
     outputs = {"rationales": Out(Records)}

@@ -70,7 +70,7 @@ class RationaleFilterConfig(Config):
 
 
 class RationaleFilter(Component[RationaleFilterConfig]):
-    """``kept``: id, rationale. ``rejected``: id, rationale, reason. ``report``: counts a reason and the share kept."""
+    """Keep the rationales that help: `kept`, `rejected` with reasons, and a `report` of counts. All of it stays private."""
 
     name = "rationale_filter"
     outputs = {"kept": Out(Records), "rejected": Out(Records), "report": Out(Document)}
