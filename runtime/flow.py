@@ -103,7 +103,8 @@ def _unseen(edge: Edge, label: Label) -> str:
     """
     for entry in label.of("exposed"):
         if edge.receiver not in (entry.owner, *entry.observers):
-            seen = ", ".join(entry.observers)
+            more = len(entry.observers) - 3
+            seen = ", ".join(entry.observers[:3]) + (f" and {more} more" if more > 0 else "")
             return f"data of {entry.owner}, exposed by {entry.ref}, may be seen by {seen} only, not by {edge.receiver}"
     return ""
 
