@@ -16,7 +16,7 @@ from osmotic.plugins.contract import Records
 from osmotic.schemas.errors import ComponentError, ConfigError, DataError
 from osmotic.schemas.records import FieldSpec, RecordSchema
 
-REAL = Path(__file__).resolve().parents[3].joinpath("shared/data/commonsense_qa_llm_rationales/rationales.jsonl")
+REAL = Path(__file__).resolve().parents[3] / "shared/data/commonsense_qa_llm_rationales/rationales.jsonl"
 CONFIG = {"answer_pattern": r"goes to (\S+)", "gold": "{{ ward }}"}
 GOOD = "the finding points to lungs, and that goes to alder-ward"
 PROMPT = "patient Ann Lee from Ashford, seen on 3 May, reports wheezing after a paint-fume episode"

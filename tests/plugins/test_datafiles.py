@@ -12,7 +12,7 @@ from osmotic.schemas.records import FieldSpec, RecordSchema
 
 ROWS = [{"id": "r1", "text": "héllo, \u2028 world", "ward": "a"}, {"id": "r2", "text": "x", "ward": "b"}]
 SCHEMA = RecordSchema(fields={"text": FieldSpec(text=True), "ward": FieldSpec(domain=("a", "b"))})
-COMMONSENSE = Path(__file__).resolve().parents[3].joinpath("shared/data/commonsense_qa/dev_rand_split.jsonl")
+COMMONSENSE = Path(__file__).resolve().parents[3] / "shared/data/commonsense_qa/dev_rand_split.jsonl"
 
 
 def write(folder: Path, suffix: str) -> Path:
