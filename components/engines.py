@@ -140,8 +140,7 @@ def put_in(parameters: Mapping[str, Any], weights: Weights) -> None:
     """Load weights into parameters of the same names and shapes; raises ComponentError naming the first that differs."""
     import torch
 
-    odd = sorted(set(parameters) ^ set(weights.tensors))
-    odd = odd or [name for name, p in parameters.items() if tuple(p.shape) != weights.tensors[name].shape]
+    odd = weights.misfits({name: tuple(p.shape) for name, p in parameters.items()})
     if odd:
         raise ComponentError(Problem("'init' does not fit the model", why=f"{len(odd)} tensors differ, first {odd[0]!r}"))
     with torch.no_grad():

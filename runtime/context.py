@@ -25,12 +25,12 @@ class SiteContext:
     def __init__(
         self, *, party: str, task: str, key: str, seed: str, noise_seed: int | None, label: Label, lineage: list[str],
         datasets: Datasets, releaser: Releaser, ledger: Ledger, store: Store, models: Callable[[str, Callable[[], Label]], Any],
-        documents: Callable[[str], set[str]], progress: Callable[[int, int, str], None], source: str | None = None,
+        progress: Callable[[int, int, str], None], source: str | None = None,
     ) -> None:  # fmt: skip
         self._party, self._task, self._key, self._seed = party, task, key, seed
         self._noise_seed, self._label, self._lineage = noise_seed, label, lineage
         self._datasets, self._releaser, self._ledger, self._store = datasets, releaser, ledger, store
-        self._models, self._documents, self._progress, self._source = models, documents, progress, source
+        self._models, self._progress, self._source = models, progress, source
         self.made: dict[str, str] = {}  # digest -> reference of what this very task released
 
     @property
@@ -80,29 +80,28 @@ class SiteContext:
         schema, base = self._datasets.schema(dataset), self._datasets.base
         prepared = self._releaser.prepare(mechanism, fields, schema, base, certified=True)
         if self._label.of("raw"):
-            self._check_whole(records, dataset)
-            self._check_unchanged(records, fields, dataset)
+            bound = self._datasets.load(dataset)[0].by_id()
+            self._check_whole(records, set(bound), dataset)
+            self._check_unchanged(records, fields, bound)
         released, key, ref = self._releaser.release(records, prepared, dataset, self._noise_seed)
         self.made[digest_of(released.kind, released.to_files())] = ref
         return released, key
 
-    def _check_whole(self, records: Records, dataset: str) -> None:
+    def _check_whole(self, records: Records, documents: set[str], dataset: str) -> None:
         """Every record of the data set, once: which records are there may not depend on what is in them.
 
         Equal documents keep their released id, so a chosen part, beside the whole, would tell exactly who was chosen.
         """
         given = [row.get("id") for row in records]
-        if len(set(given)) < len(given) or set(given) != self._documents(dataset):
+        if len(set(given)) < len(given) or set(given) != documents:
             what = f"{self._task}: a release needs every record of {dataset!r}, once (it got {len(given)})"
             why = "which records were chosen would cross without protection"
             raise RefusedError(Problem(what, why=why, fix="release first, then filter what was released"))
 
-    def _check_unchanged(self, records: Records, fields: Sequence[str], dataset: str) -> None:
+    def _check_unchanged(self, records: Records, fields: Sequence[str], bound: Mapping[str, Mapping[str, Any]]) -> None:
         """What is released is what the data set says: a value put into another record's place would be paid by that one."""
-        bound = self._datasets.load(dataset)[0].by_id()
         for row in records:
-            own = bound.get(row["id"])
-            if own is None or any(row.get(field) != own[field] for field in fields):
+            if any(row.get(field) != bound[row["id"]][field] for field in fields):
                 what, why = f"{self._task}: records were changed before the release", "each document pays for its own content"
                 raise RefusedError(Problem(what, why=why, fix="release the records as they were loaded"))
 

@@ -17,7 +17,7 @@ from osmotic.runtime.run import Crossed, Outcome
 from osmotic.runtime.site import Site
 from osmotic.runtime.summary import summarise
 from osmotic.schemas.artifacts import canonical
-from osmotic.schemas.errors import MembraneError, Problem
+from osmotic.schemas.errors import MembraneError
 
 
 class OwnView:
@@ -31,8 +31,7 @@ class OwnView:
     def request(self, party: str, header: dict[str, Any], blob: bytes = b"") -> tuple[dict[str, Any], bytes]:
         """`account`, `metrics` and `samples` of the own party, without the check of what others may see."""
         if party != self.site.party:
-            error = MembraneError(Problem(f"the results of {party} stay at {party}"))
-            return {"error": {"code": str(error.code), "exit": error.exit_code, "problems": []}}, b""
+            return _withheld()
         if header["op"] == "account":
             return {}, canonical(account(self.site, header["crossings"]))
         ref = self.site.results[header["id"]][header["port"]]
@@ -41,8 +40,7 @@ class OwnView:
             return {}, canonical({"values": artifact.values, "outcomes": artifact.outcomes})
         if header["op"] == "samples" and isinstance(artifact, Records):
             return {}, canonical(artifact.rows[: int(header["count"])])
-        error = MembraneError(Problem(f"{header['id']} has nothing to show"))
-        return {"error": {"code": str(error.code), "exit": error.exit_code, "problems": []}}, b""
+        return _withheld()
 
     def close(self) -> None:
         """Nothing to let go of."""
@@ -75,3 +73,8 @@ def times_of(graph: Graph, ledger: Ledger) -> dict[str, float]:
     times = dict.fromkeys(graph.instances, 0.0)
     rows = ledger.query("SELECT instances.id, tasks.seconds FROM instances JOIN tasks ON tasks.key = instances.key")
     return {**times, **{identity: seconds for identity, seconds in rows if identity in times}}
+
+
+def _withheld() -> tuple[dict[str, Any], bytes]:
+    """The answer of a site that keeps something back."""
+    return {"error": {"code": str(MembraneError.code), "exit": MembraneError.exit_code, "problems": []}}, b""

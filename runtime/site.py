@@ -9,7 +9,7 @@ from typing import Any
 
 from osmotic import __version__
 from osmotic.plugins.certificate import code_digest
-from osmotic.plugins.contract import Artifact, Gathered, Records
+from osmotic.plugins.contract import Artifact, Gathered
 from osmotic.plugins.host import Registry
 from osmotic.runtime import flow
 from osmotic.runtime.checks import Configs, build_model, datasets_of, model_fields, site_problems
@@ -303,7 +303,7 @@ class Site:
             party=self.party, task=instance.id, key=key, seed=self.seed_of(instance), noise_seed=graph.pipeline.noise_seed,
             label=label, lineage=datasets_of(graph, configs, instance), datasets=self.datasets, releaser=self.releaser,
             ledger=self.ledger, store=self.store, models=lambda name, label: self.model(name, instance, label),
-            documents=lambda dataset: self._documents(instance, dataset), source=self._source_of(instance),
+            source=self._source_of(instance),
             progress=lambda done, total, note: self.progress(instance.id, done, total, note),
         )  # fmt: skip
         arguments = {port: None for port in node.ports}  # an optional input that is not connected
@@ -317,16 +317,6 @@ class Site:
         graph, configs = self.need()
         source = any(out.label == "source" for out in graph.nodes[instance.node].component.outputs.values())
         return str(configs.of(instance).data) if source else None
-
-    def _documents(self, instance: Instance, dataset: str) -> set[str]:
-        """Ids of all records of a data set: those of the inputs that come as they were loaded, else those of its file."""
-        graph, _ = self.need()
-        raw = [(edge, ref) for edge in instance.edges() if (ref := self.find(edge)) is not None and ref.label.of("raw")]
-        loaded = all(_is_source(graph, edge) for edge, _ in raw)
-        tables: list[Artifact] = [self.datasets.load(dataset)[0]]
-        if raw and loaded:
-            tables = [self.store.get(ref.kind, ref.digest) for _, ref in raw]
-        return {row["id"] for table in tables if isinstance(table, Records) for row in table}
 
     def _argument(self, value: Edge | tuple[Edge, ...]) -> Any:
         if isinstance(value, Edge):
@@ -371,11 +361,6 @@ class Site:
             return joined
         kept = {e for e in joined.entries if e.source != "raw" or e.owner != self.party}
         return Label(frozenset(kept)) | released(self.party, ref)
-
-
-def _is_source(graph: Graph, edge: Edge) -> bool:
-    component = graph.nodes[graph.instances[edge.producer].node].component
-    return bool(component.outputs[edge.port].label == "source")
 
 
 def _use_threads(count: int) -> None:

@@ -119,6 +119,11 @@ class Weights(Artifact):
         self.tensors = dict(tensors)
         self.meta = dict(meta or {})
 
+    def misfits(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+        """Names that are missing, unknown or, if there are none of these, of another shape than a model's parameters."""
+        odd = sorted(set(shapes) ^ set(self.tensors))
+        return odd or [name for name, shape in shapes.items() if shape != self.tensors[name].shape]
+
     def to_files(self) -> Files:
         """A safetensors file and the description."""
         import numpy as np

@@ -226,8 +226,7 @@ def put_tensors(module: Any, weights: Weights) -> None:
     import torch
 
     wanted = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    odd = sorted(set(wanted) ^ set(weights.tensors))
-    odd = odd or [name for name, p in wanted.items() if tuple(p.shape) != weights.tensors[name].shape]
+    odd = weights.misfits({name: tuple(p.shape) for name, p in wanted.items()})
     if odd:
         raise ComponentError(Problem("the weights do not fit the model", why=f"{len(odd)} tensors differ, first {odd[0]!r}"))
     with torch.no_grad():

@@ -264,12 +264,12 @@ def test_workers_end_with_their_parent(shop: Any, toys: Registry, toy_path: None
 def test_an_interrupt_ends_quickly_and_the_run_goes_on_later(shop: Any, toys: Registry, toy_path: None, tasks: Tasks) -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     try:
-        interrupted(shop, toys, tasks)
+        check_interrupted(shop, toys, tasks)
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-def interrupted(shop: Any, toys: Registry, tasks: Tasks) -> None:
+def check_interrupted(shop: Any, toys: Registry, tasks: Tasks) -> None:
     """A run whose workers never answer gets Ctrl-C; then it goes on."""
     ready, transport = open_processes(shop, toys, tasks())
     from osmotic.runtime.run import accept
