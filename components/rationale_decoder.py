@@ -3,7 +3,8 @@
 
 FedCoT, step "decode" (arXiv 2406.12403, section 3). ``identity`` hands a rationale on as it is: right where it repeats no
 sanitised word. ``exponential`` shows a local model the perturbed prompt with its rationale as a demonstration, then the
-real question. Only models at this party see the result, which is private: it depends on the raw records.
+real question. Only models at this party see the result, which is private: it depends on the raw records. With ``partial`` the
+key says which records were asked about (a second attempt asks about some of them): the others have no rationale here.
 """
 
 import hashlib
@@ -32,6 +33,7 @@ class RationaleDecoderConfig(Config):
         "teacher saw) and rationale (its answer).",
     )  # fmt: skip
     max_new_tokens: int = Field(96, ge=1, le=8192, description="exponential: longest rationale in tokens.")
+    partial: bool = Field(False, description="Whether the key may leave records out, as that of a second attempt does.")
 
     @model_validator(mode="after")
     def _complete(self) -> "RationaleDecoderConfig":
@@ -50,6 +52,11 @@ class RationaleDecoder(Component[RationaleDecoderConfig]):
     outputs = {"rationales": Out(Records)}
 
     @classmethod
+    def mixes(cls, config: RationaleDecoderConfig) -> bool:
+        """A model decodes in batches, whose rounding depends on all of them; otherwise each record is for itself."""
+        return config.strategy == "exponential"
+
+    @classmethod
     def check(cls, config: RationaleDecoderConfig, schema: RecordSchema | None) -> Sequence[str]:
         """Slots of the template that are neither fields of the records nor `perturbed` or `rationale`."""
         if config.template is None or schema is None:
@@ -57,17 +64,20 @@ class RationaleDecoder(Component[RationaleDecoderConfig]):
         return check_slots(config.template, [*schema.fields, *EXTRA_SLOTS], "template")
 
     def run(self, context: Context, records: Records, key: Records, rationales: Records) -> Outputs:
-        """One rationale for each record. Raises DataError when the ids of records, key and rationales do not match exactly."""
-        rows = match(records, key, rationales)
+        """One rationale for each record, or with `partial` for each record of the key.
+
+        Raises DataError when the ids of records, key and rationales do not match exactly, but for records left out so.
+        """
+        rows = match(records, key, rationales, self.config.partial)
         if self.config.strategy == "exponential":
             rows = self._decode(context, records, rows)
         return {"rationales": Records(rows, ["id", "rationale", "prompt", "finished"])}
 
     def _decode(self, context: Context, records: Records, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         template = compile_template(self.config.template or "", "template")
+        own = records.by_id()
         prompts = [
-            template.render({**record, "perturbed": row["prompt"], "rationale": row["rationale"]})
-            for record, row in zip(records, rows, strict=True)
+            template.render({**own[row["id"]], "perturbed": row["prompt"], "rationale": row["rationale"]}) for row in rows
         ]
         answers = self._generate(context, prompts)
         return [
@@ -93,16 +103,21 @@ class RationaleDecoder(Component[RationaleDecoderConfig]):
         return [(known[key]["text"], known[key]["finished"]) for key in keys]
 
 
-def match(records: Records, key: Records, rationales: Records) -> list[dict[str, Any]]:
-    """Rationales under the records' own ids, in the records' order; any missing, unknown or doubled id is a DataError."""
+def match(records: Records, key: Records, rationales: Records, partial: bool = False) -> list[dict[str, Any]]:
+    """Rationales under the records' own ids, in the records' order; any missing, unknown or doubled id is a DataError.
+
+    partial: records that the key does not name are left out.
+    """
     need_columns(rationales, ["id", "rationale", "prompt", "finished"], "rationales")
     need_columns(key, ["released", "id"], "rows of the key")
     answers = unique(rationales, "id", "rationales")
     released = unique(key, "released", "released ids of the key")
     own = {row["id"]: row["released"] for row in unique(key, "id", "record ids of the key").values()}
     same_keys(answers, released, "rationales", "prompts")
-    same_keys(own, unique(records, "id", "records"), "prompts", "records")
-    found = [(row["id"], answers[own[row["id"]]]) for row in records]
+    there = unique(records, "id", "records")
+    meant = [identity for identity in there if identity in own] if partial else list(there)
+    same_keys(own, meant, "prompts", "records")
+    found = [(identity, answers[own[identity]]) for identity in meant]
     return [
         {"id": i, "rationale": a["rationale"], "prompt": a["prompt"], "finished": bool(a["finished"])} for i, a in found
     ]  # fmt: skip

@@ -16,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from osmotic.components.matching import need_columns, same_keys, unique
 from osmotic.components.rationale_rules import REFUSALS, answer_key, format_reason, near_duplicates
 from osmotic.components.templates import check_slots, compile_template
-from osmotic.plugins.contract import Component, Config, Context, Document, ModelName, Out, Outputs, Records
+from osmotic.plugins.contract import Component, Config, Context, Document, Metrics, ModelName, Out, Outputs, Records
 from osmotic.schemas.errors import ComponentError, DataError, Problem
 from osmotic.schemas.records import RecordSchema
 
@@ -70,10 +70,15 @@ class RationaleFilterConfig(Config):
 
 
 class RationaleFilter(Component[RationaleFilterConfig]):
-    """Keep the rationales that help: `kept`, `rejected` with reasons, and a `report` of counts. All of it stays private."""
+    """Keep the rationales that help: `kept`, `rejected` with reasons, a `report`, `metrics`. All of it stays private."""
 
     name = "rationale_filter"
-    outputs = {"kept": Out(Records), "rejected": Out(Records), "report": Out(Document)}
+    outputs = {"kept": Out(Records), "rejected": Out(Records), "report": Out(Document), "metrics": Out(Metrics)}
+
+    @classmethod
+    def mixes(cls, config: RationaleFilterConfig) -> bool:
+        """Near-duplicates depend on one another, and scores on their batch by rounding; other rules look at one record."""
+        return bool({"duplicates", "usefulness"} & set(config.rules))
 
     @classmethod
     def check(cls, config: RationaleFilterConfig, schema: RecordSchema | None) -> Sequence[str]:
@@ -84,7 +89,10 @@ class RationaleFilter(Component[RationaleFilterConfig]):
         return [*gold, *check_slots(config.label_prompt or "", [*schema.fields, "rationale"], "label_prompt")]
 
     def run(self, context: Context, records: Records, rationales: Records) -> Outputs:
-        """Sort the rationales. Raises DataError for unknown or doubled ids, and for missing ones under the rule count."""
+        """Sort the rationales. Raises DataError for unknown or doubled ids, and for missing ones under the rule count.
+
+        Metrics: ``survival``, the share of records whose rationale was kept; outcomes 0 or 1 a record.
+        """
         rows = self._matched(records, rationales)
         reasons: dict[str, str] = {}
         rules: dict[str, Callable[[Context, Records, list[Row]], dict[str, str]]] = {
@@ -99,6 +107,7 @@ class RationaleFilter(Component[RationaleFilterConfig]):
             "kept": Records(kept, ["id", "rationale"]),
             "rejected": Records(rejected, ["id", "rationale", "reason"]),
             "report": Document(_report(len(records), kept, rejected)),
+            "metrics": _survival(records, {row["id"] for row in kept}),
         }
 
     def _matched(self, records: Records, rationales: Records) -> list[Row]:
@@ -164,6 +173,12 @@ def _score(model: Any, pairs: list[tuple[str, str]]) -> list[float]:
     if len(scores) != len(pairs):
         raise ComponentError(Problem(f"the model gave {len(scores)} scores to {len(pairs)} pairs", path="model"))
     return scores
+
+
+def _survival(records: Records, kept: set[Any]) -> Metrics:
+    outcomes = [float(row["id"] in kept) for row in records]
+    values = {"survival": sum(outcomes) / len(outcomes) if outcomes else 0.0, "records": float(len(outcomes))}
+    return Metrics(values, {"survival": outcomes})
 
 
 def _slim(row: Row) -> Row:

@@ -26,6 +26,11 @@ class RecordBlinder(Component[RecordBlinderConfig]):
     name = "record_blinder"
     outputs = {"blinded": Out(Records), "key": Out(Records)}
 
+    @classmethod
+    def mixes(cls, config: RecordBlinderConfig) -> bool:
+        """A record keeps its values, and its key row is its own."""
+        return False
+
     def run(self, context: Context, records: Records) -> Outputs:
         """Blind every record."""
         blinded, key = context.blind(records, self.config.fields)

@@ -40,6 +40,17 @@ from typing import (
 
 from pydantic import Field
 
+from osmotic.plugins.mechanism import (
+    DocumentMechanism,
+    Drawn,
+    Entropy,
+    Mechanism,
+    Slot,
+    Space,
+    Table,
+    TablePlugin,
+    Tokenizer,
+)
 from osmotic.schemas.artifacts import Artifact, Document, Gathered, Metrics, Records, Weights
 from osmotic.schemas.base import Config
 from osmotic.schemas.guarantees import Guarantee
@@ -48,15 +59,20 @@ from osmotic.schemas.records import RecordSchema
 if TYPE_CHECKING:
     import numpy as np
 
+
 __all__ = [
-    "Answer", "Artifact", "Component", "Config", "Context", "Document", "Embedder", "Entropy", "Gathered", "Generation",
-    "Guarantee", "Journal", "MaskedLM", "Mechanism", "Metrics", "ModelName", "ModelPlugin", "Out", "Outputs", "Port", "Records",
-    "Scorer", "Space", "TextGenerator", "Trainable", "Weights", "config_type", "input_ports",
+    "Answer", "Artifact", "Component", "Config", "Context", "DatasetName", "Document", "DocumentMechanism", "Drawn",
+    "Embedder", "Entropy", "Gathered", "Generation", "Guarantee", "Journal", "MaskedLM", "Mechanism", "Metrics", "ModelName",
+    "ModelPlugin", "NextToken", "Out", "Outputs", "Port", "Records", "Scorer", "Slot", "Space", "Table", "TablePlugin",
+    "TextGenerator", "Tokenizer", "Trainable", "Weights", "config_type", "input_ports",
 ]  # fmt: skip
 
 C = TypeVar("C", bound=Config)
 Outputs = Mapping[str, Artifact]
 ModelName = Annotated[str, Field(json_schema_extra={"osmotic": "model"}, description="Name of a model of the pipeline.")]
+DatasetName = Annotated[
+    str, Field(json_schema_extra={"osmotic": "dataset"}, description="A bound data set: its public schema is read, no record.")
+]
 
 
 # ---- components ------------------------------------------------------------------------------------------------------
@@ -115,14 +131,42 @@ class Context(Protocol):
     def schema(self) -> RecordSchema:
         """The record schema of the data this party loaded (the first bound data set the task descends from)."""
 
-    def release(self, records: Records, fields: Sequence[str], mechanism: Mapping[str, Any]) -> tuple[Records, Records]:
+    def release(
+        self,
+        records: Records,
+        fields: Sequence[str],
+        mechanism: Mapping[str, Any],
+        *,
+        attempt: int = 1,
+        chosen: tuple[Records, Records] | None = None,
+    ) -> tuple[Records, Records]:
         """Release the fields of each record through a mechanism: (released, key).
 
         Every record of the data set, once, as it was loaded; else RefusedError. mechanism: {"name": ..., and its
         configuration}. Charged to the ledger and stored, in one transaction, before this returns; what was released before is
         looked up and costs nothing. `released` has a fresh random ``id`` and the fields,
-        in random order; `key` maps ``released`` (that id) to ``id`` (the record's own) and must stay at home.
+        in random order; `key` maps ``released`` (that id) to ``id`` (the record's own) and must stay at home. attempt: another
+        number is another release of the same documents, charged in full. chosen: what `feedback` gave for this data set;
+        then exactly the documents whose released bit is "yes" are to be given, and nothing else may choose.
         """
+
+    def feedback(self, records: Records, bits: Mapping[str, bool], epsilon: float) -> tuple[Records, Records]:
+        """One bit of each document through randomised response: (released, key).
+
+        bits: record id -> bit, for every record of the data set; a bit may depend on its own document and on what was
+        released, on nothing else. epsilon (at most 30) a document, charged like any release. `released` has a fresh random
+        ``id`` and ``bit``: "yes" or "no", right with probability e^eps / (e^eps + 1).
+        """
+
+    def histogram(self, records: Records, field: str, mechanism: Mapping[str, Any]) -> Records:
+        """Noisy counts of a domain field's values over the whole data set: rows ``value``, ``count``; charged a record.
+
+        mechanism: {"name": "laplace", "epsilon": e} (pure) or {"name": "gaussian", "epsilon": e, "delta": d}; neighbours
+        differ in one record's value (replace-one).
+        """
+
+    def mechanism(self, mechanism: Mapping[str, Any], field: str) -> Mechanism[Any]:
+        """A token mechanism over the space of a field of the schema, for analysis: nothing is released or charged."""
 
     def blind(self, records: Records, fields: Sequence[str]) -> tuple[Records, Records]:
         """The fields unchanged under fresh random ids, in random order: (blinded, key).
@@ -152,6 +196,11 @@ class Component(ABC, Generic[C]):
         self.config = config
 
     run: Callable[..., Outputs]
+
+    @classmethod
+    def mixes(cls, config: C) -> bool:
+        """Whether an output row may depend on other records than its own; a feedback bit must not come from such rows."""
+        return True
 
     @classmethod
     def check(cls, config: C, schema: RecordSchema | None) -> Sequence[str]:
@@ -185,67 +234,6 @@ def _port(cls: type, name: str, hint: Any) -> Port:
     if not (isinstance(kind, type) and issubclass(kind, Artifact)):
         raise TypeError(f"{cls.__name__}.run: the input {name!r} must be annotated with an artifact class")
     return Port(kind, optional, gathered)
-
-
-# ---- mechanisms ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Space:
-    """A public space of symbols: a field's domain or a token table.
-
-    vectors: float32 [V, d] or None. unknown: an input symbol V ("not in the table") exists, with its own row.
-    """
-
-    name: str
-    symbols: tuple[str, ...]
-    vectors: "np.ndarray | None" = None
-    unknown: bool = False
-
-    @property
-    def size(self) -> int:
-        """V: the number of symbols that can come out."""
-        return len(self.symbols)
-
-
-class Entropy(Protocol):
-    """Where a mechanism's randomness comes from: the operating system, or a seed (which voids the guarantee)."""
-
-    def uniform(self, count: int) -> "np.ndarray":
-        """float64 [count], uniform in (0, 1), never 0 or 1."""
-
-    def integers(self, high: int, count: int) -> "np.ndarray":
-        """int64 [count], uniform in [0, high), unbiased."""
-
-
-class Mechanism(ABC, Generic[C]):
-    """A token mechanism over a space. Output depends on the input symbol alone, so its certificate can be computed."""
-
-    name: ClassVar[str]
-
-    def __init__(self, config: C, space: Space) -> None:
-        self.config = config
-        self.space = space
-
-    @abstractmethod
-    def log_prob(self, rows: "np.ndarray") -> "np.ndarray":
-        """log P(y | x) for input indices `rows` (int64 [n]; V = unknown): float64 [n, V], rows sum to 1 in probability."""
-
-    @abstractmethod
-    def guarantee(self) -> Guarantee:
-        """What is claimed, per token (or field: the host says which)."""
-
-    def sample(self, rows: "np.ndarray", entropy: Entropy) -> "np.ndarray":
-        """Output indices int64 [n]. Derived from `log_prob` by inverse CDF; override only with something faster and equal."""
-        import numpy as np
-
-        out = np.empty(len(rows), dtype=np.int64)
-        for start in range(0, len(rows), 256):
-            block = rows[start : start + 256]
-            cdf = np.cumsum(np.exp(self.log_prob(block)), axis=1)
-            draws = entropy.uniform(len(block)) * cdf[:, -1]
-            out[start : start + 256] = np.minimum((cdf < draws[:, None]).sum(axis=1), self.space.size - 1)
-        return out
 
 
 # ---- models ----------------------------------------------------------------------------------------------------------
@@ -288,11 +276,45 @@ class Scorer(Protocol):
 
 
 @runtime_checkable
+class NextToken(Protocol):
+    """Next-token distributions of a causal model, one token after another: for mechanisms that draw tokens themselves.
+
+    A model may also have ``fits(prompt, new) -> bool``: whether a prompt and `new` tokens have room; texts are cut by it.
+    """
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens."""
+
+    @property
+    def end(self) -> int:
+        """The token that ends an answer."""
+
+    def start(self, prompts: Sequence[str]) -> "tuple[Any, np.ndarray]":
+        """(state, float32 [n, vocabulary] logits of the token after each prompt)."""
+
+    def advance(self, state: Any, tokens: Sequence[int]) -> "tuple[Any, np.ndarray]":
+        """(state, logits) after one more token for each prompt."""
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Tokens as text, without special ones."""
+
+
+@runtime_checkable
 class MaskedLM(Protocol):
-    """Candidates for a masked position."""
+    """Candidates for a masked position.
+
+    A model may also have ``fits(text) -> bool``: whether there is room for a text; texts are cut around the mask by it.
+    """
 
     def fill(self, texts: Sequence[str], top_k: int) -> list[list[tuple[str, float]]]:
         """For each text with one ``[MASK]``: (token, log-probability), best first."""
+
+    def vocabulary(self) -> tuple[str, ...]:
+        """Every token as text, in the order of the logits' columns; empty where a token stands for no text."""
+
+    def logits(self, texts: Sequence[str]) -> "np.ndarray":
+        """float32 [n, V]: the logits at the one ``[MASK]`` of each text."""
 
 
 @runtime_checkable
@@ -318,7 +340,7 @@ class ModelPlugin(ABC, Generic[C]):
     """Builds a model object from its configuration. Light to construct; `build` may be slow and is called once a process."""
 
     name: ClassVar[str]
-    provides: ClassVar[frozenset[str]]  # of: text_generator, scorer, masked_lm, embedder, trainable
+    provides: ClassVar[frozenset[str]]  # of: text_generator, scorer, next_token, masked_lm, embedder, trainable
 
     def __init__(self, config: C) -> None:
         self.config = config

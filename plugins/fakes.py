@@ -1,32 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stand-ins for models and for the host, without torch: algorithms can be tested in milliseconds, and on every platform.
 
-They keep the contract's shapes and errors, and are deterministic. `FakeContext.release` samples with a seed from a real
-mechanism (or draws without looking at the data): no guarantee, by construction.
+They keep the contract's shapes and errors, and are deterministic. The host's stand-in is `osmotic.plugins.fake_context`.
 """
 
-import hashlib
-import json
 import math
-import random
 import re
-import shutil
-import tempfile
-import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from osmotic.plugins.contract import Answer, Generation, Mechanism, Records, Space, config_type
-from osmotic.schemas.errors import ComponentError, ConfigError, DataError, Problem, RefusedError
-from osmotic.schemas.records import FieldSpec, RecordSchema
-from osmotic.schemas.source import Source, did_you_mean, problems_of
+from osmotic.plugins.contract import Answer, Generation
+from osmotic.plugins.fake_context import FakeContext, FakeJournal, hashed, validated
+from osmotic.schemas.errors import ComponentError, Problem
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["FakeContext", "FakeEmbedder", "FakeJournal", "FakeMaskedLM", "FakeScorer", "FakeTextGenerator", "validated"]
+__all__ = [
+    "FakeContext", "FakeEmbedder", "FakeJournal", "FakeMaskedLM", "FakeNextToken", "FakeScorer", "FakeTextGenerator",
+    "validated",
+]  # fmt: skip
 
 MASK = "[MASK]"
 
@@ -89,6 +82,20 @@ class FakeMaskedLM:
     def __init__(self, candidates: Sequence[str] = ("good", "bad", "great", "poor")) -> None:
         self._candidates = tuple(candidates)
 
+    def vocabulary(self) -> tuple[str, ...]:
+        """The candidates."""
+        return self._candidates
+
+    def logits(self, texts: Sequence[str]) -> "np.ndarray":
+        """float32 [n, V]: the log-probabilities that `fill` gives."""
+        import numpy as np
+
+        out = np.empty((len(texts), len(self._candidates)), dtype=np.float32)
+        for row, text in zip(out, texts, strict=True):
+            found = dict(self._fill(text))
+            row[:] = [found[word] for word in self._candidates]
+        return out
+
     def fill(self, texts: Sequence[str], top_k: int) -> list[list[tuple[str, float]]]:
         """(token, log-probability), best first. Raises ComponentError unless a text has exactly one ``[MASK]``."""
         return [self._fill(text)[:top_k] for text in texts]
@@ -96,9 +103,54 @@ class FakeMaskedLM:
     def _fill(self, text: str) -> list[tuple[str, float]]:
         if text.count(MASK) != 1:
             raise ComponentError(Problem(f"a text must have exactly one {MASK} (it has {text.count(MASK)})"))
-        weights = {word: 1 + _hash(f"{word}\0{text}") % 1000 for word in self._candidates}
+        weights = {word: 1 + hashed(f"{word}\0{text}") % 1000 for word in self._candidates}
         total = sum(weights.values())
         return sorted(((word, math.log(w / total)) for word, w in weights.items()), key=lambda pair: (-pair[1], pair[0]))
+
+
+class FakeNextToken:
+    """Next words from a list, the last of which ends an answer. Logits: a function of the text so far, by default its hash.
+
+    `prompts`: all that it was asked, in order; `batches`: how many at a time.
+    """
+
+    def __init__(
+        self, words: Sequence[str] = ("a", "b", "c", "."), logits: Callable[[str], Sequence[float]] | None = None
+    ) -> None:
+        self.words = tuple(words)
+        self.prompts: list[str] = []
+        self.batches: list[int] = []
+        self._logits = logits or (lambda text: [hashed(f"{word}\0{text}") % 1000 / 250 - 2 for word in self.words])
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of words."""
+        return len(self.words)
+
+    @property
+    def end(self) -> int:
+        """The last word."""
+        return len(self.words) - 1
+
+    def start(self, prompts: Sequence[str]) -> "tuple[list[str], np.ndarray]":
+        """(the texts so far, float32 [n, vocabulary])."""
+        self.prompts.extend(prompts)
+        self.batches.append(len(prompts))
+        return list(prompts), self._rows(prompts)
+
+    def advance(self, state: list[str], tokens: Sequence[int]) -> "tuple[list[str], np.ndarray]":
+        """One word more for each text."""
+        texts = [f"{text} {self.words[token]}" for text, token in zip(state, tokens, strict=True)]
+        return texts, self._rows(texts)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The words, joined; the last word of the list stands for no text."""
+        return " ".join(self.words[token] for token in tokens if token != self.end)
+
+    def _rows(self, texts: Sequence[str]) -> "np.ndarray":
+        import numpy as np
+
+        return np.array([list(self._logits(text)) for text in texts], dtype=np.float32).reshape(len(texts), len(self.words))
 
 
 class FakeEmbedder:
@@ -114,152 +166,5 @@ class FakeEmbedder:
         out = np.zeros((len(texts), self._dimension))
         for row, text in zip(out, texts, strict=True):
             for word in text.lower().split() or [""]:
-                row += np.random.Generator(np.random.PCG64(_hash(word))).standard_normal(self._dimension)
+                row += np.random.Generator(np.random.PCG64(hashed(word))).standard_normal(self._dimension)
         return np.asarray(out / np.linalg.norm(out, axis=1, keepdims=True), dtype=np.float32)
-
-
-# ---- the host --------------------------------------------------------------------------------------------------------
-
-
-class FakeJournal:
-    """A journal in memory; values go through JSON, as they do in the real one."""
-
-    def __init__(self) -> None:
-        self.entries: dict[str, str] = {}
-
-    def get(self, key: str) -> Any | None:
-        """The value stored under the key, or None."""
-        return json.loads(self.entries[key]) if key in self.entries else None
-
-    def put(self, key: str, value: Any) -> None:
-        """Store a JSON value."""
-        self.entries[key] = json.dumps(value, allow_nan=False)
-
-
-@dataclass(kw_only=True)
-class FakeContext:
-    """A context of one party, in memory.
-
-    datasets: name -> (records, schema). record_schema: what `schema()` gives (default: the first data set's). mechanisms: name
-    -> class for `release`; a name that is not there releases symbols drawn without looking at the data. base: folder of tables.
-    Afterwards: `log` has every progress report, `released` the number of records released, `journals` what was stored. Use
-    the same context again to see how a component goes on after a kill.
-    """
-
-    party: str = "north"
-    task: str = "task@north"
-    seed: int = 0
-    models: Mapping[str, Any] = field(default_factory=dict)
-    datasets: Mapping[str, tuple[Records, RecordSchema]] = field(default_factory=dict)
-    record_schema: RecordSchema | None = None
-    mechanisms: Mapping[str, type[Mechanism[Any]]] = field(default_factory=dict)
-    base: Path = Path()
-    journals: dict[str, FakeJournal] = field(default_factory=dict)
-    log: list[tuple[int, int, str]] = field(default_factory=list)
-    released: int = 0
-    _scratch: Path | None = None
-
-    def rng(self, stream: str) -> random.Random:
-        """A stream of its own for each (seed, party, name)."""
-        return random.Random(_hash(json.dumps([self.seed, self.party, stream])))
-
-    def model(self, name: str) -> Any:
-        """The model of that name; raises ConfigError when the test gave none."""
-        if name not in self.models:
-            raise ConfigError(Problem(f"there is no model {name!r}", fix=did_you_mean(name, self.models)))
-        return self.models[name]
-
-    def dataset(self, name: str) -> tuple[Records, RecordSchema]:
-        """The data set of that name; raises RefusedError when the test gave none."""
-        if name not in self.datasets:
-            raise RefusedError(Problem(f"no data set {name!r} is bound here", fix=did_you_mean(name, self.datasets)))
-        return self.datasets[name]
-
-    def schema(self) -> RecordSchema:
-        """The record schema; raises ConfigError when the test gave none."""
-        if self.record_schema is not None:
-            return self.record_schema
-        for _, schema in self.datasets.values():
-            return schema
-        raise ConfigError(Problem("the context has no record schema", fix="FakeContext(record_schema=...) or datasets=..."))
-
-    def release(self, records: Records, fields: Sequence[str], mechanism: Mapping[str, Any]) -> tuple[Records, Records]:
-        """(released, key) as the host gives them: fresh random ids, random order; seeded, so without any guarantee."""
-        return self._fresh(records, {name: self._column(name, [row[name] for row in records], mechanism) for name in fields})
-
-    def blind(self, records: Records, fields: Sequence[str]) -> tuple[Records, Records]:
-        """(blinded, key): the fields unchanged, ids and order as `release` gives them."""
-        return self._fresh(records, {name: [row[name] for row in records] for name in fields})
-
-    def _fresh(self, records: Records, columns: Mapping[str, list[str]]) -> tuple[Records, Records]:
-        rng = self.rng(f"ids {self.released}")
-        rows, key = [], []
-        for i, row in enumerate(records):
-            identity = f"{rng.getrandbits(128):032x}"
-            rows.append({"id": identity} | {name: column[i] for name, column in columns.items()})
-            key.append({"released": identity, "id": row["id"]})
-        self.released += len(rows)
-        rng.shuffle(rows)
-        rng.shuffle(key)
-        return Records(rows, ["id", *columns]), Records(key, ["released", "id"])
-
-    def _column(self, name: str, values: list[str], mechanism: Mapping[str, Any]) -> list[str]:
-        """One field's released values: one symbol each, or the joined tokens of a text."""
-        from osmotic.plugins import spaces
-
-        spec = self.schema().fields.get(name)
-        if spec is None:
-            raise ConfigError(Problem(f"unknown field {name!r}", path="fields", fix=did_you_mean(name, self.schema().fields)))
-        parts = [spaces.tokenize(value) if spec.text else [value] for value in values]
-        symbols = self._symbols(name, spec, [token for part in parts for token in part], mechanism)
-        found = iter(symbols)
-        return [spaces.join([next(found) for _ in part]) for part in parts]
-
-    def _symbols(self, name: str, spec: FieldSpec, tokens: list[str], mechanism: Mapping[str, Any]) -> list[str]:
-        from osmotic.plugins import spaces
-        from osmotic.plugins.entropy import SeededEntropy
-
-        cls = self.mechanisms.get(str(mechanism.get("name")))
-        if cls is None:
-            rng, domain = self.rng(f"release {name}"), spec.domain or tuple(f"word{i}" for i in range(100))
-            return [rng.choice(domain) for _ in tokens]
-        settings = {key: value for key, value in mechanism.items() if key not in ("name", "table")}
-        space: Space = spaces.space_of(name, spec, self.base, mechanism.get("table"))
-        made = cls(validated(config_type(cls), settings, "mechanism"), space)
-        entropy = SeededEntropy(f"{self.seed} {self.party} {name} {self.released}")
-        try:
-            drawn = made.sample(spaces.indices(space, tokens), entropy)
-        except IndexError as error:
-            raise DataError(Problem(f"a value is outside the field {name!r}")) from error
-        return [space.symbols[i] for i in drawn.tolist()]
-
-    def journal(self, name: str = "rows") -> FakeJournal:
-        """The journal of that name, kept as long as the context."""
-        return self.journals.setdefault(name, FakeJournal())
-
-    def scratch(self) -> Path:
-        """A temporary folder, removed with the context."""
-        if self._scratch is None:
-            self._scratch = Path(tempfile.mkdtemp(prefix="osmotic-"))
-            weakref.finalize(self, shutil.rmtree, self._scratch, True)
-        return self._scratch
-
-    def progress(self, done: int, total: int, note: str = "") -> None:
-        """Kept in `log`. Raises ComponentError when the numbers make no sense."""
-        if not 0 <= done <= total:
-            raise ComponentError(Problem(f"progress must be 0 <= done <= total (got {done} of {total})"))
-        self.log.append((done, total, note))
-
-
-def validated(model: type[Any], config: Mapping[str, Any], what: str) -> Any:
-    """A configuration object; raises ConfigError with every problem, as the host would show them."""
-    from pydantic import ValidationError
-
-    try:
-        return model.model_validate(dict(config))
-    except ValidationError as error:
-        raise ConfigError(*problems_of(error, model, Source(what, dict(config)))) from error
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The three hooks. A plugin is a module with any of them, named in the entry-point group ``osmotic``."""
+"""The four hooks. A plugin is a module with any of them, named in the entry-point group ``osmotic``."""
 
 from collections.abc import Iterable
 from typing import Any
 
 import pluggy
 
-from osmotic.plugins.contract import Component, Mechanism, ModelPlugin
+from osmotic.plugins.contract import Component, DocumentMechanism, Mechanism, ModelPlugin, TablePlugin
 
 hookspec = pluggy.HookspecMarker("osmotic")
 hookimpl = pluggy.HookimplMarker("osmotic")
@@ -19,12 +19,18 @@ def register_components() -> Iterable[type[Component[Any]]]:
 
 
 @hookspec
-def register_mechanisms() -> Iterable[type[Mechanism[Any]]]:
-    """Mechanism classes that `dp_sanitizer` and `osmotic certify` can name."""
+def register_mechanisms() -> Iterable[type[Mechanism[Any]] | type[DocumentMechanism[Any]]]:
+    """Token and document mechanism classes that `dp_sanitizer`, `osmotic certify` and `osmotic sanitize` can name."""
     return ()
 
 
 @hookspec
 def register_models() -> Iterable[type[ModelPlugin[Any]]]:
     """Model plugin classes that the `models` section of a pipeline can name."""
+    return ()
+
+
+@hookspec
+def register_tables() -> Iterable[type[TablePlugin]]:
+    """Table plugin classes: what stands before the colon of a field's ``table: NAME:ARGUMENT``."""
     return ()

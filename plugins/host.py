@@ -13,7 +13,7 @@ from typing import Any
 import pluggy
 
 from osmotic.plugins import hookspecs
-from osmotic.plugins.contract import Component, Mechanism, ModelPlugin, config_type, input_ports
+from osmotic.plugins.contract import Component, DocumentMechanism, Mechanism, ModelPlugin, TablePlugin, config_type, input_ports
 from osmotic.schemas.errors import ConfigError, Problem
 from osmotic.schemas.pipeline import NAME
 from osmotic.schemas.source import did_you_mean
@@ -37,6 +37,7 @@ class Registry:
     components: dict[str, Registered] = field(default_factory=dict)
     mechanisms: dict[str, Registered] = field(default_factory=dict)
     models: dict[str, Registered] = field(default_factory=dict)
+    tables: dict[str, Registered] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)  # plugin -> why it could not be loaded
 
     def component(self, name: str) -> type[Component[Any]]:
@@ -44,9 +45,14 @@ class Registry:
         found: type[Component[Any]] = self._find("component", self.components, name)
         return found
 
-    def mechanism(self, name: str) -> type[Mechanism[Any]]:
-        """The mechanism class of that name."""
-        found: type[Mechanism[Any]] = self._find("mechanism", self.mechanisms, name)
+    def mechanism(self, name: str) -> type[Mechanism[Any]] | type[DocumentMechanism[Any]]:
+        """The token or document mechanism class of that name."""
+        found: type[Mechanism[Any]] | type[DocumentMechanism[Any]] = self._find("mechanism", self.mechanisms, name)
+        return found
+
+    def table(self, name: str) -> TablePlugin:
+        """The table plugin of that name."""
+        found: TablePlugin = self._find("table", self.tables, name)()
         return found
 
     def model(self, name: str) -> type[ModelPlugin[Any]]:
@@ -135,9 +141,10 @@ def _is_own(function: Any, plugin: Any) -> bool:
 
 def _collect(manager: pluggy.PluginManager, registry: Registry, origin: dict[str, tuple[str, str]]) -> None:
     for hook, table, base in (
-        ("register_components", registry.components, Component),
-        ("register_mechanisms", registry.mechanisms, Mechanism),
-        ("register_models", registry.models, ModelPlugin),
+        ("register_components", registry.components, (Component,)),
+        ("register_mechanisms", registry.mechanisms, (Mechanism, DocumentMechanism)),
+        ("register_models", registry.models, (ModelPlugin,)),
+        ("register_tables", registry.tables, (TablePlugin,)),
     ):
         for implementation in getattr(manager.hook, hook).get_hookimpls():
             plugin = implementation.plugin_name
@@ -153,9 +160,10 @@ def _collect(manager: pluggy.PluginManager, registry: Registry, origin: dict[str
                 _add(table, cls, base, Registered(cls, distribution, version))
 
 
-def _add(table: dict[str, Registered], cls: Any, base: type[Any], entry: Registered) -> None:
-    if not (isinstance(cls, type) and issubclass(cls, base)):
-        raise ConfigError(Problem(f"{entry.distribution}: {cls!r} is not a {base.__name__}"))
+def _add(table: dict[str, Registered], cls: Any, bases: tuple[type[Any], ...], entry: Registered) -> None:
+    base = next((b for b in bases if isinstance(cls, type) and issubclass(cls, b)), None)
+    if base is None:
+        raise ConfigError(Problem(f"{entry.distribution}: {cls!r} is not a {bases[0].__name__}"))
     name = getattr(cls, "name", None)
     if not isinstance(name, str) or not re.fullmatch(NAME, name):
         why = f"got {name!r}" if name is not None else ""
@@ -175,7 +183,8 @@ def _add(table: dict[str, Registered], cls: Any, base: type[Any], entry: Registe
 
 def _check_contract(cls: type[Any], base: type[Any]) -> None:
     """Raises TypeError, NameError or AttributeError saying what the class lacks."""
-    config_type(cls)
+    if base is not TablePlugin:
+        config_type(cls)
     if inspect.isabstract(cls):
         raise TypeError(f"{cls.__name__} lacks {', '.join(sorted(cls.__abstractmethods__))}")
     if base is Component:

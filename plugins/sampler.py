@@ -21,6 +21,9 @@ GROUPS = 10  # of similarly likely symbols, in the test of a sampler
 HALVES = 4  # random halves of the outputs
 WIDE_ROWS, WIDE_DRAWS = 2048, 1 << 18  # input symbols with few draws each (128 to 512), and draws of all together
 STEP, BLOCK = 4096, 256  # draws at a time, rows of probabilities at a time
+PLACES, FEW = 64, 4  # of a pattern of mixed rows: distinct ones, then as many that are one of a few
+PAIR_DRAWS = 1 << 17  # in that pattern
+LAGS, JOINT = 3, 3  # distances in a batch, events of two draws
 NO_SYMBOLS = "the draws are not int64 [n] in 0..V-1"
 
 
@@ -61,7 +64,10 @@ def check_sampler(
     each symbol and pooled. All by the Chernoff bound n KL(observed || expected) <= ln(2 tests / false_alarm), which holds for
     every n and, pooled, for unequal probabilities (Hoeffding 1963). An honest sampler fails with probability <= false_alarm. A
     symbol that always comes out unchanged is found if it is among the wide ones (`SamplerCheck.missed`) and log_prob keeps it
-    with probability below .7.
+    with probability below .7. Pairs: 131,072 draws of mixed rows in batches, and of two places 1, 2, and a random number apart:
+    both outputs are the symbols themselves, both lie in a random half, they differ as the inputs do; against what independent
+    draws give, for each pair of places and pooled. Noise that is shared so is found with probability >= 0.999 where it moves
+    one of these, pooled over a table of 30,000, by .025.
     """
     import numpy as np
 
@@ -72,9 +78,11 @@ def check_sampler(
     deep, wide = order[:rows], order[:WIDE_ROWS]
     few = min(max(WIDE_DRAWS // len(wide), 128), 512)
     tests = len(deep) * (mechanism.space.size + GROUPS + 1) + 2 + (len(wide) + 1) * (2 + HALVES)
+    tests += (2 * PLACES + 1) * 2 * LAGS * JOINT
     limit = float(np.log(2 * tests / false_alarm))
     detects = float(np.sqrt(limit / (2 * draws)) + np.sqrt(np.log(1000) / (2 * draws)))
     why = _deep(mechanism, deep, draws, entropy, limit) or _wide(mechanism, wide, few, entropy, limit)
+    why = why or _pairs(mechanism, deep, entropy, limit)
     return SamplerCheck(not why, len(deep), draws, len(wide), few, tests, false_alarm, detects, why)
 
 
@@ -192,6 +200,61 @@ def _differences(counts: "np.ndarray", probabilities: "np.ndarray", chosen: "np.
     if _divergence(kept, should) * draws * len(known) > limit:
         return "symbols stay themselves more or less often than log_prob says"
     return ""
+
+
+def _pairs(mechanism: Mechanism[Any], chosen: "np.ndarray", entropy: Entropy, limit: float) -> str:
+    """Two draws at some distance in one batch: whether they are as independent ones would be, in words.
+
+    At each distance pairs are disjoint, in two ways that differ by an offset, so that those of one way are independent.
+    """
+    import numpy as np
+
+    few = entropy.integers(len(chosen), FEW)
+    pattern = np.concatenate([np.arange(PLACES) % len(chosen), few[entropy.integers(FEW, PLACES)]])
+    n, rows = len(pattern), chosen[pattern]
+    drawn = np.empty((PAIR_DRAWS // STEP, STEP), dtype=np.int64)
+    for i in range(len(drawn)):
+        out = _draw(mechanism, rows[np.arange(STEP) % n], entropy)
+        if out is None:
+            return NO_SYMBOLS
+        drawn[i] = out
+    p = np.exp(checked_log_prob(mechanism, chosen))
+    half = entropy.integers(2, p.shape[1]).astype(np.float64)
+    far = 3 + int(entropy.integers(STEP // 2 - 3, 1)[0])
+    for lag in (1, 2, far):
+        expected = _expected_pairs(p, chosen, pattern, half, lag)
+        for offset in (0, lag):
+            first = np.arange(offset, STEP - lag)
+            first = first[(first - offset) // lag % 2 == 0]
+            got = _joint(drawn[:, first], drawn[:, first + lag], rows[first % n], rows[(first + lag) % n], half)
+            trials = len(drawn) * np.bincount(first % n, minlength=n)
+            sums = np.stack([np.bincount(first % n, weights=event.sum(axis=0), minlength=n) for event in got], axis=1)
+            apart = _divergence(sums / np.maximum(trials, 1)[:, None], expected) * trials[:, None]
+            pooled = _divergence(sums.sum(axis=0) / trials.sum(), trials @ expected / trials.sum()) * trials.sum()
+            if (apart > limit).any() or (pooled > limit).any():
+                return f"draws of one batch depend on one another ({lag} places apart)"
+    return ""
+
+
+def _joint(
+    one: "np.ndarray", two: "np.ndarray", left: "np.ndarray", right: "np.ndarray", half: "np.ndarray"
+) -> "list[np.ndarray]":
+    """bool [batches, pairs] each: both themselves; both in the half; the outputs differ as the inputs do, modulo V."""
+    difference = (left - right) % len(half)
+    return [(one == left) & (two == right), (half[one] > 0) & (half[two] > 0), (one - two) % len(half) == difference]
+
+
+def _expected_pairs(p: "np.ndarray", chosen: "np.ndarray", pattern: "np.ndarray", half: "np.ndarray", lag: int) -> "np.ndarray":
+    """float64 [places, JOINT]: what `_joint` gives in the mean for the pair that starts at each place of the pattern."""
+    import numpy as np
+
+    v, others = p.shape[1], np.roll(pattern, -lag)
+    itself = np.where(chosen < v, p[np.arange(len(chosen)), np.minimum(chosen, v - 1)], 0.0)
+    inside = p @ half
+    alike = np.empty(len(pattern))
+    for place, (i, j) in enumerate(zip(pattern, others, strict=True)):
+        alike[place] = p[i] @ np.roll(p[j], int(chosen[i] - chosen[j]))
+    return np.stack([itself[pattern] * itself[others], inside[pattern] * inside[others], alike], axis=1)
 
 
 def _divergence(observed: "np.ndarray", expected: "np.ndarray") -> "np.ndarray":

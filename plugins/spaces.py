@@ -1,20 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Public spaces of symbols: file references, record schemas, tables of vectors, and text as symbols.
 
-A field with a domain is one symbol; text is cut into tokens by one public rule (`tokenize`) and each token is a symbol of a
-table or the unknown symbol, V. Nothing here may read private data: tables and vocabularies are public.
+A field with a domain is one symbol; text is cut into tokens by a public rule (the table's own tokenizer, or the rule of words,
+`tokenize`) and each token is a symbol of the table or the unknown symbol, V. Tables and vocabularies are public by declaration.
 """
 
 import difflib
 import re
-import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from osmotic.plugins.contract import Space
-from osmotic.plugins.vocabulary import WORDS, read_lines, read_tensor, smollm2_words
+from osmotic.plugins.contract import Space, Table, TablePlugin
+from osmotic.plugins.tables import words
+from osmotic.plugins.tables.mapped import map_array, map_tensor
+from osmotic.plugins.tables.words import tokenize
+from osmotic.plugins.vocabulary import check_symbols, check_vectors, read_lines
 from osmotic.schemas.errors import ConfigError, DataError, Problem
 from osmotic.schemas.records import FieldSpec, RecordSchema
 from osmotic.schemas.source import did_you_mean, read, validate
@@ -22,10 +25,18 @@ from osmotic.schemas.source import did_you_mean, read, validate
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["indices", "join", "load_schema", "resolve", "space_of", "tokenize"]
+__all__ = ["decode", "encode", "indices", "join", "load_schema", "resolve", "space_of", "table_files", "tokenize"]
 
 SHIPPED = "osmotic:"
-TOKEN = re.compile(r"[^\W\d_]+|\S")
+REFERENCE = re.compile(r"(?!osmotic:)([A-Za-z][A-Za-z0-9_-]*):(.*)", re.DOTALL)  # NAME:ARGUMENT of a table plugin
+KINDS = "NAME:ARGUMENT (minilm:pieces, glove:50d-20000, smollm2:words), FILE.safetensors#KEY or FILE.npy"
+
+
+class Tables(Protocol):
+    """Where table plugins are found: the host's registry."""
+
+    def table(self, name: str) -> TablePlugin:
+        """The table plugin of that name; raises ConfigError with did-you-mean."""
 
 
 # ---- references ------------------------------------------------------------------------------------------------------
@@ -79,95 +90,146 @@ def load_schema(value: RecordSchema | str, base: Path) -> RecordSchema:
 
 def _moved(spec: FieldSpec, file: str) -> FieldSpec:
     """The field with its table's reference made relative to where the schema's own reference is."""
-    if spec.table is None or spec.table == WORDS or spec.table.startswith(SHIPPED) or Path(spec.table).is_absolute():
+    table = spec.table
+    if table is None or REFERENCE.fullmatch(table) or table.startswith(SHIPPED) or Path(table).is_absolute():
         return spec
     prefix, _, rest = file.rpartition("/")
-    return spec.model_copy(update={"table": f"{prefix}/{spec.table}" if rest and prefix else spec.table})
+    return spec.model_copy(update={"table": f"{prefix}/{table}" if rest and prefix else table})
 
 
 # ---- spaces ----------------------------------------------------------------------------------------------------------
 
 
-def space_of(name: str, spec: FieldSpec, base: Path, table: str | None = None) -> Space:
-    """The space of a field. `table` takes the place of the field's own.
+def space_of(name: str, spec: FieldSpec, base: Path, table: str | None = None, registry: Tables | None = None) -> Space:
+    """The space of a field. `table` takes the place of the field's own; `registry`: default the built-in tables alone.
 
-    Domain: symbols are its values; vectors, if a table is named, from ``FILE.safetensors#KEY``, one row a value. Text: tokens
-    and vectors from ``FILE.safetensors#KEY`` with ``FILE.KEY.txt`` or ``FILE.txt`` beside it, one token a line, or from
-    ``smollm2:words``; what is not in the table is the unknown symbol. Raises ConfigError when a table does not fit.
+    Domain: symbols are its values; vectors, if a table is named, from ``FILE.safetensors#KEY`` or ``FILE.npy``, one row a
+    value. Text: symbols, vectors and tokenizer of the table plugin in ``NAME:ARGUMENT``; or from those files, with
+    ``FILE.KEY.txt`` or ``FILE.txt`` beside them, one token a line. What is not in the table is the unknown symbol. Vectors are
+    mapped where they can be, and checked: float32, finite, no row of zeros. Raises ConfigError when a table does not fit.
     """
     table = table or spec.table
     if spec.domain is not None:
-        if table == WORDS:
-            raise ConfigError(Problem("this table is for text fields", why=f"the field {name!r} has a domain", path="table"))
-        vectors = None if table is None else _vectors(table, base, len(spec.domain), name)
-        return Space(name, spec.domain, vectors)
+        vectors = None if table is None else _vectors(_file_table(table, name), base)
+        return Space(name, spec.domain, None if vectors is None else check_vectors(vectors, len(spec.domain), name, str(table)))
     if table is None:
-        fix = f"table: {WORDS}, or table: FILE.safetensors#KEY"
-        raise ConfigError(Problem(f"the text field {name!r} needs a token table", path="table", fix=fix))
-    if table == WORDS:
-        words, vectors = smollm2_words()
-        return Space(name, words, vectors, unknown=True)
-    symbols = _vocabulary(table, base)
-    return Space(name, symbols, _vectors(table, base, len(symbols), name), unknown=True)
+        raise ConfigError(Problem(f"the text field {name!r} needs a token table", path="table", fix=f"table: {KINDS}"))
+    reference = REFERENCE.fullmatch(table)
+    if reference:
+        plugin = _plugin(reference[1], registry)
+        loaded = _loaded(type(plugin), reference[2], base, _stamps(plugin.files(reference[2], base), table))
+        return Space(name, loaded.symbols, loaded.vectors, unknown=True, tokenizer=loaded.tokenizer)
+    file = _file_table(table, name)
+    symbols = read_lines(*_vocabulary(file, base))
+    check_symbols(symbols, table)
+    return Space(name, symbols, check_vectors(_vectors(file, base), len(symbols), name, table), unknown=True)
 
 
-def _split(table: str) -> tuple[str, str]:
+def table_files(spec: FieldSpec, base: Path, registry: Tables | None = None) -> list[Path]:
+    """The files that a field's table is made from, without loading it: part of cache keys. Raises ConfigError."""
+    if spec.table is None:
+        return []
+    reference = REFERENCE.fullmatch(spec.table)
+    if reference and spec.text:
+        return list(_plugin(reference[1], registry).files(reference[2], base))
+    file = _file_table(spec.table, "table")
+    return [resolve(file[0], base), *([_vocabulary(file, base)[0]] if spec.text else [])]
+
+
+def _plugin(name: str, registry: Tables | None) -> TablePlugin:
+    """The table plugin of that name: the registry's, or a built-in one."""
+    if registry is not None:
+        return registry.table(name)
+    from osmotic.plugins.builtin import register_tables
+
+    known = {cls.name: cls for cls in register_tables()}
+    if name not in known:
+        raise ConfigError(Problem(f"unknown table {name[:80]!r}", path="table", fix=did_you_mean(name, known)))
+    return known[name]()
+
+
+def _stamps(files: Sequence[Path], shown: str) -> tuple[tuple[str, int, int], ...]:
+    try:
+        return tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    except OSError as error:
+        raise ConfigError(
+            Problem(f"a file of the table {shown[:200]!a} cannot be read", path="table", why=str(error)[:200])
+        ) from error
+
+
+@lru_cache(maxsize=8)
+def _loaded(cls: type[TablePlugin], argument: str, base: Path, _stamps: tuple[tuple[str, int, int], ...]) -> Table:
+    """A plugin's table, checked; loaded once for each state of its files."""
+    table, shown = cls().load(argument, base), f"{cls.name}:{argument}"
+    check_symbols(table.symbols, shown)
+    if table.vectors is not None:
+        check_vectors(table.vectors, len(table.symbols), shown, shown)
+    return table
+
+
+def _file_table(table: str, name: str) -> tuple[str, str, str]:
+    """(file, key, table) of ``FILE.safetensors#KEY``, or of ``FILE.npy`` with no key."""
+    if REFERENCE.fullmatch(table):
+        why, fix = f"{name!r} has a domain", "FILE.safetensors#KEY or FILE.npy, one row a value"
+        raise ConfigError(Problem(f"this table is for text fields: {table[:80]!a}", path="table", why=why, fix=fix))
+    if table.endswith(".npy"):
+        return table, "", table
     file, _, key = table.rpartition("#")
     if not file.endswith(".safetensors") or not key:
-        close = did_you_mean(table, [WORDS]) if table.startswith("smol") else "FILE.safetensors#KEY"
-        raise ConfigError(Problem(f"not a table: {table!a}", path="table", fix=close))
-    return file, key
+        raise ConfigError(Problem(f"not a table: {table[:200]!a}", path="table", fix=KINDS))
+    return file, key, table
 
 
-def _vectors(table: str, base: Path, count: int, name: str) -> "np.ndarray":
-    import numpy as np
-
-    file, key = _split(table)
-    vectors = read_tensor(resolve(file, base), key, table)
-    if vectors.ndim != 2 or vectors.shape[0] != count or not vectors.shape[1]:
-        why = f"it has shape {list(vectors.shape)}; {name!r} has {count} symbols"
-        raise ConfigError(Problem(f"the table {table!a} must have one vector a symbol", path="table", why=why))
-    wrong = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if wrong.size:
-        raise ConfigError(
-            Problem(f"the table {table!a} has values that are not finite", path="table", why=f"in row {wrong[0]}")
-        )
-    zero = np.flatnonzero(~vectors.any(axis=1))
-    if zero.size:
-        raise ConfigError(Problem(f"the table {table!a} has a vector of zeros", path="table", why=f"in row {zero[0]}"))
-    return vectors
+def _vectors(file: tuple[str, str, str], base: Path) -> "np.ndarray":
+    place, key, table = file
+    path = resolve(place, base)
+    return map_tensor(path, key, table) if key else map_array(path, table)
 
 
-def _vocabulary(table: str, base: Path) -> tuple[str, ...]:
-    file, key = _split(table)
-    stem = file.removesuffix(".safetensors")
-    path = resolve(file, base)
-    beside = path.with_name(f"{path.name.removesuffix('.safetensors')}.{key}.txt")
-    own = "/" not in key and "\\" not in key and "\0" not in key and beside.is_file()
-    shown = f"{stem}.{key}.txt" if own else f"{stem}.txt"
-    return read_lines(beside if own else resolve(shown, base), shown)
+def _vocabulary(file: tuple[str, str, str], base: Path) -> tuple[Path, str]:
+    """(path, reference) of the vocabulary beside a table."""
+    place, key, _ = file
+    stem, path = place.rpartition(".")[0], resolve(place, base)
+    beside = path.with_name(f"{path.stem}.{key}.txt")
+    if key and "/" not in key and "\\" not in key and "\0" not in key and beside.is_file():
+        return beside, f"{stem}.{key}.txt"
+    return resolve(f"{stem}.txt", base), f"{stem}.txt"
 
 
 # ---- text ------------------------------------------------------------------------------------------------------------
 
 
-def tokenize(text: str) -> list[str]:
-    """Text -> tokens by the public rule: lower case, NFC, then runs of letters; every other character but space is one token.
+def encode(space: Space, texts: Sequence[str]) -> "tuple[np.ndarray, np.ndarray]":
+    """(int64 [n] input indices of all texts one after another, V where unknown; int64 [texts] how many each text has).
 
-    Digits, marks, signs, emoji and characters outside any table are tokens too: nothing passes beside the mechanism.
+    In a space without an unknown symbol (a field's domain) every text is one symbol. Raises DataError, which does not quote the
+    text: a value outside the domain, or a text of more than `osmotic.plugins.tables.words.LIMIT` characters.
     """
-    return TOKEN.findall(unicodedata.normalize("NFC", text.lower()))
+    import numpy as np
+
+    if space.tokenizer is not None:
+        return space.tokenizer.encode(texts)
+    if space.unknown:
+        return words.encode(space.symbols, texts)
+    return indices(space, texts), np.ones(len(texts), dtype=np.int64)
+
+
+def decode(space: Space, flat: "np.ndarray", lengths: "np.ndarray") -> list[str]:
+    """The text of each run of output indices. Raises DataError when indices and lengths do not fit the space."""
+    if space.tokenizer is not None:
+        return space.tokenizer.decode(flat, lengths)
+    return words.decode(space.symbols, flat, lengths)
 
 
 def indices(space: Space, tokens: Sequence[str]) -> "np.ndarray":
-    """int64 [n]: each token's index, V when it is unknown. Builds a lookup of V entries: give many tokens at once.
+    """int64 [n]: each token's index, V when it is unknown.
 
     Raises DataError (which does not quote the token) when the space has no unknown symbol.
     """
     import numpy as np
 
-    lookup = {symbol: i for i, symbol in enumerate(space.symbols)}
-    out = np.fromiter((lookup.get(token, space.size) for token in tokens), dtype=np.int64, count=len(tokens))
+    known: Mapping[str, int] = words.lookup(space.symbols)
+    out = np.fromiter((known.get(token, space.size) for token in tokens), dtype=np.int64, count=len(tokens))
     outside = np.flatnonzero(out == space.size)
     if outside.size and not space.unknown:
         why = f"{outside.size} such values, the first at position {outside[0]}"

@@ -26,46 +26,66 @@ from osmotic.plugins.contract import (
     Gathered,
     Generation,
     MaskedLM,
-    Mechanism,
     ModelPlugin,
+    NextToken,
     Outputs,
     Scorer,
-    Space,
     TextGenerator,
     Trainable,
     config_type,
     input_ports,
 )
+from osmotic.plugins.fake_mechanism import MatrixMechanism, matrix_mechanism
 from osmotic.plugins.fakes import (
     FakeContext,
     FakeEmbedder,
     FakeJournal,
     FakeMaskedLM,
+    FakeNextToken,
     FakeScorer,
     FakeTextGenerator,
     validated,
 )
+from osmotic.plugins.testing_mechanisms import (
+    ConformanceError,
+    check_config,
+    check_document,
+    check_mechanism,
+    small_slots,
+    small_space,
+)
+from osmotic.plugins.testing_tables import check_table
 from osmotic.schemas.artifacts import digest_of
-from osmotic.schemas.errors import Code, OsmoticError, Problem
+from osmotic.schemas.errors import Problem
 from osmotic.schemas.source import did_you_mean
 
 __all__ = [
-    "ConformanceError", "FakeContext", "FakeEmbedder", "FakeJournal", "FakeMaskedLM", "FakeScorer", "FakeTextGenerator",
-    "check_component", "check_mechanism", "check_model", "run_component", "small_space",
+    "ConformanceError",
+    "FakeContext",
+    "FakeEmbedder",
+    "FakeJournal",
+    "FakeMaskedLM",
+    "FakeNextToken",
+    "FakeScorer",
+    "FakeTextGenerator",
+    "MatrixMechanism",
+    "check_component",
+    "check_document",
+    "check_mechanism",
+    "check_model",
+    "check_table",
+    "matrix_mechanism",
+    "run_component",
+    "small_slots",
+    "small_space",
 ]  # fmt: skip
 
 HEAVY = ("torch", "transformers", "datasets", "deepspeed", "peft", "scipy", "sklearn", "pyarrow")
 PROTOCOLS: Mapping[str, type[Any]] = {
     "text_generator": TextGenerator, "scorer": Scorer, "masked_lm": MaskedLM, "embedder": Embedder, "trainable": Trainable,
+    "next_token": NextToken,
 }  # fmt: skip
 Inputs = Mapping[str, Any]
-
-
-class ConformanceError(OsmoticError):
-    """A plugin does not fit the contract; the problems say where, and what to mend (exit code 6)."""
-
-    code = Code.COMPONENT
-    exit_code = 6
 
 
 # ---- components ------------------------------------------------------------------------------------------------------
@@ -96,7 +116,7 @@ def check_component(
 
     make_context: makes a fresh, equal context for each of the two runs.
     """
-    _check_config(config_type(cls), config)
+    check_config(config_type(cls), config)
     before = _digests(_flat(inputs))
     first, second = (_digests(run_component(cls, config, inputs, make_context())) for _ in range(2))
     differ = sorted(name for name in first if first[name] != second.get(name))
@@ -153,20 +173,6 @@ def _check_outputs(cls: type[Component[Any]], outputs: Any) -> None:
         raise ConformanceError(*problems)
 
 
-def _check_config(model: type[Any], config: Mapping[str, Any]) -> None:
-    """Validate, write as JSON, read again: equal; and a key that nobody knows is refused."""
-    from pydantic import ValidationError
-
-    made = validated(model, config, "config")
-    if model.model_validate_json(made.model_dump_json(by_alias=True)) != made:
-        raise ConformanceError(Problem(f"{model.__name__} does not come back from its JSON", fix="use plain field types"))
-    try:
-        model.model_validate({**config, "osmotic_unknown_key": 1})
-    except ValidationError:
-        return
-    raise ConformanceError(Problem(f"{model.__name__} accepts unknown keys", fix="derive it from osmotic's Config"))
-
-
 def _flat(inputs: Inputs) -> dict[str, Artifact]:
     """Inputs with gathered ones as ``port/party``."""
     flat: dict[str, Artifact] = {}
@@ -221,56 +227,12 @@ def _check_imports(cls: type[Any]) -> None:
         raise ConformanceError(Problem(f"importing {cls.__module__!r} loads {', '.join(heavy)}", fix=fix))
 
 
-# ---- mechanisms ------------------------------------------------------------------------------------------------------
-
-
-def small_space(size: int = 24, dimension: int = 8, unknown: bool = True) -> Space:
-    """A public space with random vectors, always the same one."""
-    import numpy as np
-
-    vectors = np.random.Generator(np.random.PCG64(7)).standard_normal((size, dimension)).astype(np.float32)
-    return Space("small", tuple(f"symbol{i:02d}" for i in range(size)), vectors, unknown)
-
-
-def check_mechanism(
-    cls: type[Mechanism[Any]], config: Mapping[str, Any], space: Space | None = None, draws: int = 5_000
-) -> Any:
-    """Check a mechanism on a space (default: `small_space()`) and return its privacy card.
-
-    Unknown keys are refused; log_prob has the right shape and does not depend on the batch; a certified one holds, exactly; the
-    sampler agrees with log_prob on rows that are fresh each time (`draws` a row, false alarm below 1e-9).
-    """
-    import numpy as np
-
-    from osmotic.plugins.certificate import certify, check_sampler
-    from osmotic.plugins.entropy import SystemEntropy
-
-    _check_config(config_type(cls), config)
-    space = space or small_space()
-    made = cls(validated(config_type(cls), config, "mechanism"), space)
-    rows = np.arange(space.size + space.unknown, dtype=np.int64)
-    whole = made.log_prob(rows)
-    alone = np.concatenate([made.log_prob(rows[i : i + 1]) for i in rows[::-1]])[::-1]
-    if whole.shape != alone.shape or not np.allclose(whole, alone, rtol=0, atol=1e-9):
-        fix = "compute each row from its own symbol, and keep no state between calls"
-        raise ConformanceError(Problem(f"{cls.name}: log_prob depends on the other rows of the batch", fix=fix))
-    card = certify(made, sampler=False)
-    if card.declared.mechanism_class == "certified" and not card.holds:
-        why = f"declared {card.declared}; computed epsilon {card.epsilon_true:g}; rows must sum to 1, delta must be 0"
-        raise ConformanceError(Problem(f"{cls.name}: the certificate does not hold on {space.name!r}", why=why))
-    sampler = check_sampler(made, SystemEntropy(), draws)
-    if not sampler.agrees:
-        fix = "do not override sample, or make it equal to log_prob"
-        raise ConformanceError(Problem(f"{cls.name}: sample does not follow log_prob", why=sampler.why, fix=fix))
-    return card
-
-
 # ---- models ----------------------------------------------------------------------------------------------------------
 
 
 def check_model(cls: type[ModelPlugin[Any]], config: Mapping[str, Any]) -> Any:
     """Check a model plugin and return the object it built: stable fingerprint, `provides` as built, shapes of the answers."""
-    _check_config(config_type(cls), config)
+    check_config(config_type(cls), config)
     settings = validated(config_type(cls), config, "model")
     torch_before = "torch" in sys.modules
     prints = [cls(settings).fingerprint() for _ in range(2)]
@@ -316,6 +278,14 @@ def _check_answers(name: str, built: Any) -> None:
         found = built.fill(["a [MASK] day", "it is [MASK]"], 2)
         good = all(0 < len(f) <= 2 and [v for _, v in f] == sorted((v for _, v in f), reverse=True) for f in found)
         wrong += _unless(good and len(found) == 2, "fill: at most top_k candidates a text, best first")
+        table = built.logits(["a [MASK] day", "it is [MASK]"])
+        good = table.shape == (2, len(built.vocabulary())) and str(table.dtype) == "float32"
+        wrong += _unless(good, "logits: float32, one row a text, one column a token of vocabulary()")
+    if isinstance(built, NextToken):
+        state, first = built.start(["one", "two two"])
+        _, second = built.advance(state, [0, 0])
+        good = all(t.shape == (2, built.vocabulary) and str(t.dtype) == "float32" for t in (first, second))
+        wrong += _unless(good and isinstance(built.text([0]), str), "start, advance: float32 [n, vocabulary]")
     if isinstance(built, Embedder):
         import numpy as np
 

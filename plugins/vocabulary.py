@@ -1,14 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Token tables: one tensor of a safetensors file, a vocabulary file, and the words of the SmolLM2 tokenizer.
+"""Vocabularies: files with one token a line, the rows of a table that are taken, and the checks that every table passes."""
 
-``smollm2:words`` is every entry that is a whole lower-case word (a-z, with the marker of a leading space), and punctuation
-and digits as single characters, with the model's input embeddings as vectors. Public: it depends on the model alone.
-"""
-
-import json
-import os
-import re
-import tempfile
+import unicodedata
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,30 +12,31 @@ from osmotic.schemas.source import did_you_mean
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["WORDS", "read_lines", "read_tensor", "smollm2_words"]
+__all__ = ["argument_of", "check_symbols", "check_vectors", "read_lines", "rows_of"]
 
-WORDS = "smollm2:words"
-WORD = re.compile(r"\u0120([a-z]+)")  # the byte-level tokenizer writes a leading space as U+0120
-SINGLE = ".,?!'\";:-()0123456789"
-EMBEDDINGS = "model.embed_tokens.weight"
+BLOCK = 8192  # rows looked at at a time
 
 
-def read_tensor(path: Path, key: str, shown: str) -> "np.ndarray":
-    """One float32 tensor of a safetensors file. Raises ConfigError: not such a file, no such key, another type."""
+def argument_of(name: str, argument: str, known: Iterable[str]) -> str:
+    """The argument of a table reference; raises ConfigError with did-you-mean when the table has none of that name."""
+    known = list(known)
+    if argument not in known:
+        fix = did_you_mean(f"{name}:{argument}", [f"{name}:{k}" for k in known])
+        raise ConfigError(Problem(f"the table {name!r} has no {argument[:80]!a}", path="table", fix=fix))
+    return argument
+
+
+def rows_of(vectors: "np.ndarray", numbers: Sequence[int], shown: str) -> "np.ndarray":
+    """Rows `numbers` of a mapped table: a view where they follow one another, else a copy. Raises ConfigError: too few rows."""
     import numpy as np
-    from safetensors import SafetensorError, safe_open
 
-    try:
-        with safe_open(str(path), framework="numpy") as file:
-            keys = list(file.keys())
-            if key not in keys:
-                raise ConfigError(Problem(f"the table {shown!a} has no tensor of that name", fix=did_you_mean(key, keys)))
-            kind = file.get_slice(key).get_dtype()
-            if kind != "F32":
-                raise ConfigError(Problem(f"the table {shown!a} must be float32", why=f"it is {kind}"))
-            return np.asarray(file.get_tensor(key))
-    except (SafetensorError, OSError) as error:
-        raise ConfigError(Problem(f"the table {shown!a} is not a readable safetensors file", why=str(error)[:200])) from error
+    chosen = np.asarray(numbers, dtype=np.int64)
+    if vectors.ndim != 2 or (chosen.size and chosen.max() >= len(vectors)):
+        why = f"the vectors have shape {list(vectors.shape)}, the last entry is number {chosen.max(initial=-1)}"
+        raise ConfigError(Problem(f"the table {shown!a} must have one vector an entry", path="table", why=why))
+    if chosen.size and (np.diff(chosen) == 1).all():
+        return vectors[int(chosen[0]) : int(chosen[-1]) + 1]
+    return np.ascontiguousarray(vectors[chosen])
 
 
 def read_lines(path: Path, shown: str) -> tuple[str, ...]:
@@ -50,73 +45,57 @@ def read_lines(path: Path, shown: str) -> tuple[str, ...]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(Problem("the vocabulary cannot be read as UTF-8", shown, why=str(error)[:200])) from error
+    if not text.strip():
+        raise ConfigError(Problem("the vocabulary is empty", f"{shown}:1", fix="one token a line"))
     seen: dict[str, int] = {}
-    problems = []
+    tokens, problems = [], []
     for number, token in enumerate(text.removesuffix("\n").split("\n"), start=1):
+        form = token if token.isascii() else unicodedata.normalize("NFC", token)
         if not token or token != token.strip():
-            problems.append(Problem("an empty token, or one with spaces around it", f"{shown}:{number}"))
-        elif token in seen:
-            why = f"first on line {seen[token]}"
+            problems.append(Problem("an empty token, or one with spaces around it", f"{shown}:{number}", fix="mend the line"))
+        elif form in seen:
+            why = f"first on line {seen[form]}"
             problems.append(Problem(f"the token {token!r} stands twice", f"{shown}:{number}", why=why, fix="delete one line"))
         else:
-            seen[token] = number
+            seen[form] = number
+            tokens.append(token)
     if problems:
         raise ConfigError(*problems[:20])
-    return tuple(seen)
+    return tuple(tokens)
 
 
-def smollm2_words() -> tuple[tuple[str, ...], "np.ndarray"]:
-    """(V symbols, float32 [V, d]) of ``smollm2:words``: words by their number, then punctuation and digits.
-
-    The vectors are kept beside the model as a .npy file. Raises ConfigError when the model's package is not installed.
-    """
-    from osmotic.plugins.models.smollm2 import cached_directory
-
-    folder = cached_directory()
-    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    symbols, numbers = _words(content["model"]["vocab"])
-    kept = folder / "osmotic-words.npy"
-    vectors = _load(kept)
-    if vectors is None or vectors.shape[0] != len(symbols):
-        vectors = _rows(folder / "model.safetensors", numbers)
-        _keep(kept, vectors)
-    return symbols, vectors
+def check_symbols(symbols: Any, shown: str) -> tuple[str, ...]:
+    """A table's symbols: a tuple of strings, at least two, no empty one, none twice. Raises ConfigError naming the row."""
+    if not isinstance(symbols, tuple) or not all(isinstance(symbol, str) for symbol in symbols):
+        raise ConfigError(Problem(f"the symbols of the table {shown!a} must be a tuple of strings", path="table"))
+    if len(symbols) < 2:
+        why = f"it has {len(symbols)}"
+        raise ConfigError(Problem(f"the table {shown!a} needs at least two symbols", path="table", why=why))
+    if len(set(symbols)) != len(symbols) or "" in symbols:
+        seen: dict[str, int] = {"": -1}
+        row = next(i for i, symbol in enumerate(symbols) if seen.setdefault(symbol, i) != i)
+        why = f"{symbols[row]!r} in row {row}" + (f", first in row {seen[symbols[row]]}" if symbols[row] else "")
+        raise ConfigError(Problem(f"the table {shown!a} has an empty symbol, or one twice", path="table", why=why))
+    return symbols
 
 
-def _words(vocabulary: dict[str, int]) -> tuple[tuple[str, ...], list[int]]:
-    words = sorted((number, match[1]) for entry, number in vocabulary.items() if (match := WORD.fullmatch(entry)))
-    pairs = [*words, *((vocabulary[sign], sign) for sign in SINGLE if sign in vocabulary)]
-    return tuple(word for _, word in pairs), [number for number, _ in pairs]
-
-
-def _rows(path: Path, numbers: list[int]) -> "np.ndarray":
-    """Rows of the input embeddings as float32, whatever the file's type."""
-    import numpy as np
-    from safetensors import safe_open
-
-    with safe_open(str(path), framework="pt") as file:
-        weight: Any = file.get_tensor(EMBEDDINGS)
-        return np.ascontiguousarray(weight[numbers].float().numpy())
-
-
-def _load(path: Path) -> "np.ndarray | None":
+def check_vectors(vectors: "np.ndarray", count: int, name: str, shown: str) -> "np.ndarray":
+    """float32 [count, d], finite, no row of zeros; read a block at a time. Raises ConfigError naming the row."""
     import numpy as np
 
-    try:
-        vectors = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    return vectors if vectors.ndim == 2 and vectors.dtype == np.float32 else None
-
-
-def _keep(path: Path, vectors: "np.ndarray") -> None:
-    """Write beside the model, all or nothing; a folder that cannot be written is no error."""
-    import numpy as np
-
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".npy.tmp")
-        with os.fdopen(handle, "wb") as file:
-            np.save(file, vectors, allow_pickle=False)
-        Path(name).replace(path)
-    except OSError:
-        return
+    if not isinstance(vectors, np.ndarray) or vectors.dtype != np.dtype("<f4"):
+        why = f"it is {getattr(vectors, 'dtype', type(vectors).__name__)}"
+        raise ConfigError(Problem(f"the table {shown!a} must be float32", path="table", why=why))
+    if vectors.ndim != 2 or vectors.shape[0] != count or not vectors.shape[1]:
+        why = f"it has shape {list(vectors.shape)}; {name!r} has {count} symbols"
+        raise ConfigError(Problem(f"the table {shown!a} must have one vector a symbol", path="table", why=why))
+    for start in range(0, count, BLOCK):
+        block = vectors[start : start + BLOCK]
+        for what, bad in (
+            ("values that are not finite", ~np.isfinite(block).all(axis=1)),
+            ("a vector of zeros", ~block.any(axis=1)),
+        ):
+            if bad.any():
+                why = f"in row {start + int(np.flatnonzero(bad)[0])}"
+                raise ConfigError(Problem(f"the table {shown!a} has {what}", path="table", why=why, fix="mend or drop the row"))
+    return vectors

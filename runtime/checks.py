@@ -10,12 +10,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from osmotic.plugins.contract import config_type
+from osmotic.plugins.building import split
+from osmotic.plugins.contract import DocumentMechanism, config_type
 from osmotic.plugins.host import Registry
 from osmotic.runtime.data import Datasets
 from osmotic.runtime.graph import Cell, Graph, Instance, Node
 from osmotic.runtime.nodes import word
-from osmotic.runtime.releases import split
 from osmotic.schemas.errors import ConfigError, OsmoticError, Problem
 from osmotic.schemas.messages import fingerprint
 from osmotic.schemas.policy import SitePolicy
@@ -88,25 +88,31 @@ class Configs:
             return
         try:
             name, values = split(mechanism)
-            model = config_type(self.graph.registry.mechanism(name))
+            found = self.graph.registry.mechanism(name)
+            model = config_type(found)
         except ConfigError as error:
             first = error.problems[0]
             problem = Problem(first.what, "", "mechanism.name", first.why, first.fix)
             self.problems.append(self.place(node, cell, problem))
             return
+        if issubclass(found, DocumentMechanism) and not releases(node):
+            what = f"{node.spec.component} needs a token mechanism: {name!r} works on whole documents"
+            fix = "skip it for this mechanism, or name the token mechanism that it is composed of, at its largest epsilon"
+            self.problems.append(self.place(node, cell, Problem(what, "", "mechanism.name", fix=fix)))
+            return
         try:
-            model.model_validate(values)
+            self._model_names(node, cell, model.model_validate(values), "mechanism.")
         except ValidationError as error:
             for p in problems_of(error, model, self.graph.loaded.source):
                 path = f"mechanism.{p.path}" if p.path else "mechanism"
                 self.problems.append(self.place(node, cell, Problem(p.what, "", path, p.why, p.fix)))
 
-    def _model_names(self, node: Node, cell: Cell, config: Any) -> None:
+    def _model_names(self, node: Node, cell: Cell, config: Any, prefix: str = "") -> None:
         for key in model_fields(config):
             name = getattr(config, key)
             if name is not None and name not in self.graph.pipeline.models:
                 fix = did_you_mean(name, self.graph.pipeline.models)
-                self.problems.append(self.place(node, cell, Problem(f"unknown model {name!r}", "", key, fix=fix)))
+                self.problems.append(self.place(node, cell, Problem(f"unknown model {name!r}", "", f"{prefix}{key}", fix=fix)))
 
     def _models(self) -> None:
         source = self.graph.loaded.source
@@ -139,6 +145,18 @@ def model_fields(config: Any) -> Iterator[str]:
             yield key
 
 
+def releases(node: Node) -> bool:
+    """Whether a task releases data, rather than only looking at the mechanism that its configuration names."""
+    return any(out.label == "release" for out in node.component.outputs.values())
+
+
+def schema_names(config: Any) -> Iterator[tuple[str, str]]:
+    """(key, data set) of configuration keys that name a data set whose schema is read, and nothing else of it."""
+    for key, info in type(config).model_fields.items():
+        if isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("osmotic") == "dataset":
+            yield key, str(getattr(config, key))
+
+
 def build_model(registry: Registry, graph: Graph, name: str) -> Any:
     """The model plugin (not yet built) that a pipeline's model names."""
     spec = graph.pipeline.models[name]
@@ -161,6 +179,8 @@ def site_problems(graph: Graph, configs: Configs, party: str, datasets: Datasets
             problems.append(Problem(f"{party} does not allow the component {node.spec.component!r}", where, path))
         if any(out.label == "source" for out in node.component.outputs.values()):
             problems += _binding(graph, node, str(getattr(config, "data", "")), party, policy)
+        for key, dataset in schema_names(config):
+            problems += _binding(graph, node, dataset, party, policy, key)
         problems += _slots(graph, configs, instance, datasets)
     problems += _model_paths(graph, party, policy)
     if graph.pipeline.noise_seed is not None and graph.at(party):
@@ -212,10 +232,10 @@ def _written(source: Source, path: Key) -> bool:
     return True
 
 
-def _binding(graph: Graph, node: Node, dataset: str, party: str, policy: SitePolicy) -> list[Problem]:
+def _binding(graph: Graph, node: Node, dataset: str, party: str, policy: SitePolicy, key: str = "data") -> list[Problem]:
     if dataset in policy.data:
         return []
-    path = (*node.path, "config", "data")
+    path = (*node.path, "config", key)
     add = f"add 'data: {{{dataset}: {{path: ..., schema: ...}}}}' to the site file of {party}"
     fix = did_you_mean(dataset, policy.data) or add
     what = f"{party} binds no data set called {dataset!r}"
@@ -236,9 +256,10 @@ def _schemas(
 
 
 def datasets_of(graph: Graph, configs: Configs, instance: Instance) -> list[str]:
-    """Names of the data sets that an instance descends from, nearest first, at any party."""
+    """Names of the data sets that an instance descends from, nearest first, at any party; first those whose schema it names."""
     names: list[str] = []
     todo, seen = deque([instance.id]), {instance.id}
+    names += [name for _, name in schema_names(configs.of(instance))]
     while todo:
         current = graph.instances[todo.popleft()]
         outs = graph.nodes[current.node].component.outputs.values()

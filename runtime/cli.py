@@ -32,6 +32,9 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change one k
 SitesOption = Annotated[Path | None, typer.Option("--sites", help="Site policies; default: PIPELINE.sites.yaml beside it.")]
 BindOption = Annotated[list[str] | None, typer.Option("--bind", help="NAME=FILE: the file of a data set that a site binds.")]
 HomeOption = Annotated[Path | None, typer.Option("--home", help="Folder of stores and ledgers; default osmotic-runs/NAME.")]
+KeyOption = Annotated[list[str] | None, typer.Option("--set", help="A key of its configuration: key=value (YAML); repeat.")]
+TableOption = Annotated[str | None, typer.Option("--table", help="NAME:ARGUMENT or FILE; default minilm:pieces.")]
+ModelOption = Annotated[str | None, typer.Option("--model", help="TYPE:PATH, for mechanisms that ask a model.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON to standard output, nothing else.")]
 
 
@@ -126,6 +129,45 @@ def verify(home: Annotated[Path, typer.Argument(help="Folder of a run.")], json_
         raise StoreError(*[Problem(p) for p in found["problems"]])
     if not json_:
         print("all chains hold, every charge has its release, both ends of every crossing agree")
+
+
+@app.command()
+def certify(
+    mechanism: Annotated[str, typer.Argument(help="Name of a mechanism, or all.")],
+    epsilon: Annotated[list[float], typer.Option("--epsilon", help="May be repeated.")],
+    set_: KeyOption = None, table: TableOption = None, model: ModelOption = None, json_: JsonOption = False,
+    sampled: Annotated[bool, typer.Option("--sampled", help="Audit by draws too: a lower bound, 95% confidence.")] = False,
+    draws: Annotated[int, typer.Option("--draws", help="Draws of each of the two inputs of the audit, twice.")] = 200_000,
+    prior: Annotated[Path | None, typer.Option("--prior", help="Public prior for the attack: SYMBOL<tab>WEIGHT.")] = None,
+) -> None:  # fmt: skip
+    """Compute the true epsilon of a mechanism over a table, and its card. Exit code 4 when a claim does not hold."""
+    from osmotic.plugins.host import build_registry
+    from osmotic.runtime.certifying import certify_command, found_json, found_text
+    from osmotic.schemas.errors import Problem, RefusedError
+
+    found = certify_command(build_registry(), mechanism, epsilon, tuple(set_ or ()), table, sampled, draws, prior, model)
+    print(found_json(found) if json_ else found_text(found))
+    failed = [f for f in found if f.failed]
+    if failed:
+        raise RefusedError(*[Problem(f"{f.name} at epsilon {f.epsilon:g} does not hold", why=f.failed) for f in failed])
+
+
+@app.command()
+def sanitize(
+    mechanism: Annotated[str, typer.Option("--mechanism", help="Name of a mechanism.")],
+    epsilon: Annotated[float, typer.Option("--epsilon", help="Of the unit that the mechanism declares.")],
+    file: Annotated[Path | None, typer.Argument(help="UTF-8 text, a line a document; default: standard input.")] = None,
+    set_: KeyOption = None, table: TableOption = None, model: ModelOption = None, json_: JsonOption = False,
+) -> None:  # fmt: skip
+    """Try a mechanism on text: sanitised lines to standard output, the card's numbers to standard error.
+
+    Nothing is stored or charged: every call draws anew, and the epsilons of all calls on the same text add up.
+    """
+    from osmotic.plugins.host import build_registry
+    from osmotic.runtime.sanitizing import prepare, read_input, sanitize_command
+
+    ready = prepare(build_registry(), mechanism, epsilon, tuple(set_ or ()), table, model)
+    sanitize_command(ready, read_input(file, sys.stdin.buffer), json_)
 
 
 @app.command()

@@ -7,16 +7,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from osmotic.plugins.contract import Records
+from osmotic.plugins.contract import Mechanism, Records
+from osmotic.runtime.composition import RecordEvents
 from osmotic.runtime.data import Datasets
 from osmotic.runtime.flow import source_label
+from osmotic.runtime.histograms import histogram
 from osmotic.runtime.ledger import Ledger, TaskJournal
+from osmotic.runtime.preparing import Models
 from osmotic.runtime.releases import Releaser
 from osmotic.runtime.store import Store
 from osmotic.schemas.artifacts import digest_of
-from osmotic.schemas.errors import Problem, RefusedError
+from osmotic.schemas.errors import ConfigError, DataError, Problem, RefusedError
 from osmotic.schemas.labels import Label
+from osmotic.schemas.messages import fingerprint
 from osmotic.schemas.records import RecordSchema
+from osmotic.schemas.source import did_you_mean
 
 
 class SiteContext:
@@ -25,12 +30,15 @@ class SiteContext:
     def __init__(
         self, *, party: str, task: str, key: str, seed: str, noise_seed: int | None, label: Label, lineage: list[str],
         datasets: Datasets, releaser: Releaser, ledger: Ledger, store: Store, models: Callable[[str, Callable[[], Label]], Any],
-        progress: Callable[[int, int, str], None], source: str | None = None,
+        progress: Callable[[int, int, str], None], source: str | None = None, own_models: Models | None = None,
+        question: str = "",
     ) -> None:  # fmt: skip
         self._party, self._task, self._key, self._seed = party, task, key, seed
         self._noise_seed, self._label, self._lineage = noise_seed, label, lineage
         self._datasets, self._releaser, self._ledger, self._store = datasets, releaser, ledger, store
         self._models, self._progress, self._source = models, progress, source
+        self._own_models, self._question = own_models, question or task
+        self._run_task = f"{ledger.folder.parent.parent.name}: {task}"
         self.made: dict[str, str] = {}  # digest -> reference of what this very task released
 
     @property
@@ -74,18 +82,85 @@ class SiteContext:
                 return self._datasets.schema(name)
         raise RefusedError(Problem(f"{self._task}: no data set of this party stands before this task"))
 
-    def release(self, records: Records, fields: Sequence[str], mechanism: Mapping[str, Any]) -> tuple[Records, Records]:
+    def release(
+        self, records: Records, fields: Sequence[str], mechanism: Mapping[str, Any], *, attempt: int = 1,
+        chosen: tuple[Records, Records] | None = None,
+    ) -> tuple[Records, Records]:  # fmt: skip
         """Release through a mechanism; see `contract.Context.release`."""
+        if isinstance(attempt, bool) or not isinstance(attempt, int) or attempt < 1:
+            raise ConfigError(Problem("attempt must be a number from 1 on", path="attempt", why=f"got {attempt!r}"))
         dataset = self._own_dataset()
+        self._check_fields(records, fields)
         schema, base = self._datasets.schema(dataset), self._datasets.base
-        prepared = self._releaser.prepare(mechanism, fields, schema, base, certified=True)
+        prepared = self._releaser.prepare(mechanism, fields, schema, base, certified=True, models=self._own_models)
+        wanted = None if chosen is None else self._chosen(*chosen, dataset)
+        self._check_given(records, fields, dataset, wanted)
+        released, key, made = self._releaser.release(
+            records, prepared, dataset, self._noise_seed, attempt=attempt, task=self._run_task, progress=self._progress
+        )
+        self.made[made.digest] = made.ref
+        return released, key
+
+    def feedback(self, records: Records, bits: Mapping[str, bool], epsilon: float) -> tuple[Records, Records]:
+        """One bit a document through randomised response; see `contract.Context.feedback`."""
+        dataset = self._own_dataset()
+        self._check_given(records, (), dataset)
+        if set(bits) != {row.get("id") for row in records} or not all(isinstance(bit, bool) for bit in bits.values()):
+            raise DataError(Problem(f"{self._task}: feedback needs one bit, true or false, of every record"))
+        refs = sorted(e.ref for e in self._label.of("release"))
+        released, key, made = self._releaser.feedback(
+            records, bits, epsilon, dataset, self._noise_seed, question=fingerprint([self._question, refs]), task=self._run_task
+        )
+        self.made[made.digest] = made.ref
+        return released, key
+
+    def histogram(self, records: Records, field: str, mechanism: Mapping[str, Any]) -> Records:
+        """Noisy counts of a domain field's values; see `contract.Context.histogram`."""
+        dataset = self._own_dataset()
+        self._check_fields(records, (field,))
+        self._check_given(records, (field,), dataset)
+        events = RecordEvents(self._ledger, self._datasets.policy)
+        schema = self._datasets.schema(dataset)
+        result, made = histogram(events, records, field, schema, mechanism, dataset, self._noise_seed, self._run_task)
+        self.made[made.digest] = made.ref
+        return result
+
+    def mechanism(self, mechanism: Mapping[str, Any], field: str) -> Mechanism[Any]:
+        """A token mechanism over a field's space, for analysis; see `contract.Context.mechanism`."""
+        return self._releaser.preparer.token(mechanism, field, self.schema(), self._datasets.base)
+
+    def _chosen(self, bits: Records, key: Records, dataset: str) -> set[str]:
+        """Ids of the documents whose released bit is "yes"; RefusedError unless the bits are a release of this data set."""
+        digest = digest_of(bits.kind, bits.to_files())
+        sql = "SELECT ref FROM release_sets WHERE digest=? AND dataset=?"
+        refs = {ref for (ref,) in self._ledger.query(sql, (digest, dataset))}
+        if self._label.of("raw") and not refs & {e.ref for e in self._label.of("release")}:
+            why = "what chooses documents must have been released, and come to this task as it was"
+            raise RefusedError(Problem(f"{self._task}: the bits are no released set of {dataset!r}", why=why))
+        said = {row["id"]: row.get("bit") for row in bits}
+        home = {row.get("released"): row.get("id") for row in key}
+        documents = self._releaser.documents_of(list(said), dataset)
+        hashed = self._ledger.secret_hash
+        wrong = [i for i in said if documents.get(i) is None or documents[i] != hashed(["document", dataset, home.get(i)])]
+        if wrong or len(home) != len(said) or set(said.values()) - {"yes", "no"}:
+            why = "its key does not belong to them"
+            raise RefusedError(Problem(f"{self._task}: the bits do not say which documents of {dataset!r} are meant", why=why))
+        return {str(home[i]) for i, bit in said.items() if bit == "yes"}
+
+    def _check_given(self, records: Records, fields: Sequence[str], dataset: str, wanted: set[str] | None = None) -> None:
+        """Raise RefusedError unless these are the records of the data set (or of it, those chosen), unchanged."""
         if self._label.of("raw"):
             bound = self._datasets.load(dataset)[0].by_id()
-            self._check_whole(records, set(bound), dataset)
+            self._check_whole(records, set(bound) if wanted is None else wanted & set(bound), dataset)
             self._check_unchanged(records, fields, bound)
-        released, key, ref = self._releaser.release(records, prepared, dataset, self._noise_seed)
-        self.made[digest_of(released.kind, released.to_files())] = ref
-        return released, key
+
+    def _check_fields(self, records: Records, fields: Sequence[str]) -> None:
+        """Raise DataError for a record that lacks a field, or has something else than text there."""
+        for name in fields:
+            lacking = sum(not isinstance(row.get(name), str) for row in records)
+            if lacking:
+                what = f"{lacking} of {len(records)} records lack the field {name!r}"
+                raise DataError(Problem(what, path="fields", fix=did_you_mean(name, records.columns)))
 
     def _check_whole(self, records: Records, documents: set[str], dataset: str) -> None:
         """Every record of the data set, once: which records are there may not depend on what is in them.
@@ -94,8 +169,8 @@ class SiteContext:
         """
         given = [row.get("id") for row in records]
         if len(set(given)) < len(given) or set(given) != documents:
-            what = f"{self._task}: a release needs every record of {dataset!r}, once (it got {len(given)})"
-            why = "which records were chosen would cross without protection"
+            what = f"{self._task}: a release needs every record of {dataset!r}, once (it got {len(given)} of {len(documents)})"
+            why = "which records were chosen would cross without protection, unless a released bit chose them"
             raise RefusedError(Problem(what, why=why, fix="release first, then filter what was released"))
 
     def _check_unchanged(self, records: Records, fields: Sequence[str], bound: Mapping[str, Mapping[str, Any]]) -> None:

@@ -2,11 +2,12 @@
 """The data sets that a site's policy binds: found, read, checked against their schema, fingerprinted."""
 
 import functools
+import math
 from pathlib import Path
 
 from osmotic.plugins.contract import Records
 from osmotic.plugins.datafiles import load_records
-from osmotic.plugins.spaces import load_schema, resolve
+from osmotic.plugins.spaces import Tables, load_schema, resolve, table_files
 from osmotic.runtime.keys import file_digest
 from osmotic.schemas.errors import ConfigError, DataError, Problem, RefusedError
 from osmotic.schemas.messages import fingerprint
@@ -16,10 +17,14 @@ from osmotic.schemas.source import did_you_mean
 
 
 class Datasets:
-    """Data sets of one site. `base`: the folder that relative paths start from (that of the policy file)."""
+    """Data sets of one site. `base`: the folder that relative paths start from (that of the policy file).
 
-    def __init__(self, policy: SitePolicy, base: Path, party: str) -> None:
+    tables: where table plugins are found (the host's registry); default the built-in ones.
+    """
+
+    def __init__(self, policy: SitePolicy, base: Path, party: str, tables: Tables | None = None) -> None:
         self.policy, self.base, self.party = policy, base, party
+        self._tables = tables
         self._schemas: dict[str, RecordSchema] = {}
 
     def has(self, name: str) -> bool:
@@ -64,14 +69,43 @@ class Datasets:
 
     def tables(self, name: str) -> list[str]:
         """Digests of the table files that its schema names."""
-        files = {(spec.table or "").rpartition("#")[0] for spec in self.schema(name).fields.values()} - {""}
-        return [file_digest(resolve(file, self.base)) for file in sorted(files)]
+        fields = self.schema(name).fields.values()
+        files = {file for spec in fields for file in table_files(spec, self.base, self._tables)}
+        return [file_digest(file) for file in sorted(files)]
 
     def fingerprint(self, name: str) -> str:
         """What its content depends on: the file, the rows and fields taken, the schema."""
         binding = self.binding(name)
         taken = {"rows": binding.rows, "map": binding.map, "schema": self.schema(name).model_dump(mode="json")}
         return fingerprint([file_digest(self.path(name)), taken])
+
+
+def check_distinct(policy: SitePolicy, base: Path, party: str) -> None:
+    """Raise ConfigError when two private data sets have records of one file in common: each would have its own budget."""
+    known: list[tuple[str, object, tuple[int, float]]] = []
+    problems = []
+    for name, binding in policy.data.items():
+        if binding.label != "private" or binding.purpose != "private" or binding.path == "???":
+            continue
+        file, (first, end) = _file(binding.path, base), binding.rows or (0, math.inf)
+        for other, its_file, (its_first, its_end) in known:
+            if file == its_file and first < its_end and its_first < end:
+                what, path = f"{name!r} and {other!r} share records of the file {binding.path!r}", f"{party}.data.{name}"
+                fix = "bind the file under one name, or give each its own 'rows'"
+                problems.append(Problem(what, path=path, why="each name would have a budget of its own", fix=fix))
+        known.append((name, file, (first, end)))
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _file(path: str, base: Path) -> object:
+    """What is the same for two paths to one file."""
+    try:
+        found = resolve(path, base).resolve()
+        stat = found.stat()
+    except (ConfigError, OSError):
+        return str(base / path)  # it is not there: told when it is read
+    return stat.st_dev, stat.st_ino
 
 
 def _schema(value: RecordSchema | str, base: Path) -> RecordSchema:

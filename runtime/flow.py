@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from osmotic.plugins.contract import config_type
+from osmotic.runtime import demands
 from osmotic.runtime.graph import Edge, Graph, Instance
 from osmotic.schemas.errors import Problem
 from osmotic.schemas.labels import PUBLIC, Label, Provenance, raw, released
@@ -62,6 +63,7 @@ def infer(graph: Graph, policies: Mapping[str, SitePolicy]) -> Flow:
         _outputs(graph, instance, Label.join(arrived), policies, flow)
     for (node, text), pairs in refused.items():
         flow.refusals.append(_refusal(graph, node, text, pairs))
+    flow.refusals += demands.refusals(graph, flow.labels, policies)
     return flow
 
 

@@ -4,13 +4,15 @@
 The vault (``ledger.sqlite``: releases, charges, random ids, cards) holds for every run over the same data, so it may lie
 elsewhere; the run's own file (``run.sqlite``) has crossings, finished tasks and journals. Releases and charges are kept for
 good; charges and crossings are append-only, each row hash-chained to the one before. WAL mode with ``synchronous=FULL``: what
-was committed survives a kill and a power cut. No transaction writes to both files.
+was committed survives a kill and a power cut. No transaction writes to both files. Files of an older format are brought up to
+date in place, in one transaction; newer ones are left untouched.
 """
 
 import contextlib
 import fcntl
 import hashlib
 import hmac
+import json
 import os
 import sqlite3
 import tempfile
@@ -19,12 +21,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from osmotic.runtime.migrating import migrate
 from osmotic.runtime.store import disk
 from osmotic.schemas.artifacts import canonical
 from osmotic.schemas.errors import Problem, StoreError
 from osmotic.schemas.labels import Label
 
-VERSION = 1
+VERSION = 2
 RUN_TABLES = """
 CREATE TABLE IF NOT EXISTS main.meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS main.crossings (
@@ -42,11 +45,16 @@ VAULT_TABLES = """
 CREATE TABLE IF NOT EXISTS vault.meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS vault.releases (
   lookup TEXT PRIMARY KEY, id TEXT NOT NULL UNIQUE, dataset TEXT NOT NULL, document TEXT NOT NULL,
-  payload TEXT NOT NULL, parameters TEXT NOT NULL, epsilon REAL NOT NULL);
+  payload TEXT NOT NULL, parameters TEXT NOT NULL, epsilon REAL NOT NULL, class TEXT NOT NULL, other TEXT NOT NULL,
+  symbols TEXT NOT NULL, task TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS vault.releases_document ON releases (dataset, document);
+CREATE INDEX IF NOT EXISTS vault.releases_parameters ON releases (parameters);
 CREATE TABLE IF NOT EXISTS vault.release_sets (
   ref TEXT PRIMARY KEY, digest TEXT NOT NULL, dataset TEXT NOT NULL, parameters TEXT NOT NULL, class TEXT NOT NULL,
-  epsilon REAL NOT NULL, detail TEXT NOT NULL, void TEXT NOT NULL, documents INTEGER NOT NULL);
+  epsilon REAL NOT NULL, detail TEXT NOT NULL, void TEXT NOT NULL, documents INTEGER NOT NULL, other TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS vault.events (
+  lookup TEXT PRIMARY KEY, dataset TEXT NOT NULL, class TEXT NOT NULL, event TEXT NOT NULL, payload TEXT NOT NULL,
+  task TEXT NOT NULL, void TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS vault.members (
   ref TEXT NOT NULL, lookup TEXT NOT NULL, PRIMARY KEY (ref, lookup)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS vault.charges (
@@ -131,6 +139,10 @@ class Ledger:
         elif not row[0].isdecimal() or int(row[0]) > VERSION:
             fix = "install the osmotic version that wrote it, or a newer one"
             raise StoreError(Problem(f"the ledger was written by a newer version (format {row[0]})", str(path), fix=fix))
+        elif int(row[0]) < VERSION:
+            migrate(self.db, name, tables)
+            self.db.execute(f"UPDATE {name}.meta SET value=? WHERE name='version'", (str(VERSION),))
+            self.db.execute("COMMIT")
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[None]:
@@ -156,6 +168,14 @@ class Ledger:
         except sqlite3.Error as error:
             raise _problem(self.path, error) from error
 
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """The connection, for several reading statements; what the file has against them becomes a StoreError."""
+        try:
+            yield self.db
+        except sqlite3.Error as error:
+            raise _problem(self.path, error) from error
+
     def query(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """All rows of a reading statement."""
         try:
@@ -165,16 +185,22 @@ class Ledger:
 
     def secret_hash(self, value: Any) -> str:
         """HMAC-SHA-256 of a JSON value under this party's secret key: look-up keys that tell nothing to others."""
-        return hmac.new(self.key, canonical(value), hashlib.sha256).hexdigest()
+        return self.keyed_hash(canonical(value))
+
+    def keyed_hash(self, content: bytes) -> str:
+        """`secret_hash` of the value whose canonical JSON this is."""
+        return hmac.digest(self.key, content, "sha256").hex()
 
     # ---- chains ----
 
-    def append(self, db: sqlite3.Connection, table: str, body: dict[str, Any]) -> None:
-        """Append a row to a hash chain (inside a transaction)."""
-        row = db.execute(f"SELECT hash FROM {table} ORDER BY seq DESC LIMIT 1").fetchone()
-        previous = row[0] if row else GENESIS
-        text = canonical(body).decode()
-        db.execute(f"INSERT INTO {table} (body, previous, hash) VALUES (?,?,?)", (text, previous, link(previous, text)))
+    def append(self, db: sqlite3.Connection, table: str, *bodies: dict[str, Any] | str) -> None:
+        """Append rows to a hash chain (inside a transaction). bodies: JSON values, or their canonical text."""
+        row = db.execute(f"SELECT hash FROM {_chain(table)} ORDER BY seq DESC LIMIT 1").fetchone()
+        previous, rows = row[0] if row else GENESIS, []
+        for text in (body if isinstance(body, str) else canonical(body).decode() for body in bodies):
+            rows.append((text, previous, link(previous, text)))
+            previous = rows[-1][2]
+        db.executemany(f"INSERT INTO {table} (body, previous, hash) VALUES (?,?,?)", rows)
 
     def cross(
         self,
@@ -253,7 +279,7 @@ class Ledger:
     def finished(self, key: str) -> dict[str, Any] | None:
         """Outputs of a finished task: port -> {kind, digest, label}."""
         rows = self.query("SELECT outputs FROM tasks WHERE key=?", (key,))
-        return _loads(rows[0][0]) if rows else None
+        return json.loads(rows[0][0]) if rows else None
 
     def finish(self, key: str, outputs: dict[str, Any], seconds: float, instance: str, facts: dict[str, Any]) -> None:
         """Remember a finished task and the instance that it was, and forget its journal."""
@@ -275,7 +301,7 @@ class Ledger:
     def bound(self, instance: str) -> tuple[str, dict[str, Any]] | None:
         """(key, facts) of an instance, as of its last run."""
         rows = self.query("SELECT key, facts FROM instances WHERE id=?", (instance,))
-        return (rows[0][0], _loads(rows[0][1])) if rows else None
+        return (rows[0][0], json.loads(rows[0][1])) if rows else None
 
 
 class TaskJournal:
@@ -288,7 +314,7 @@ class TaskJournal:
         """What was put under the key, or None."""
         sql = "SELECT value FROM journal WHERE task=? AND name=? AND key=?"
         rows = self.ledger.query(sql, (self.task, self.name, key))
-        return _loads(rows[0][0]) if rows else None
+        return json.loads(rows[0][0]) if rows else None
 
     def put(self, key: str, value: Any) -> None:
         """Store durably."""
@@ -316,12 +342,6 @@ def link(previous: str, body: str) -> str:
 def now() -> str:
     """UTC time, to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def _loads(text: str) -> Any:
-    import json
-
-    return json.loads(text)
 
 
 @contextlib.contextmanager

@@ -83,6 +83,8 @@ def _check_bytes(site: Site, ref: Ref, label: Label) -> None:
     artifact = site.store.get(ref.kind, ref.digest)
     if not isinstance(artifact, Records):
         raise MembraneError(Problem("not a table of records"))
+    if "id" not in artifact.columns and site.ledger.query("SELECT 1 FROM release_sets WHERE digest=?", (ref.digest,)):
+        return  # counts: no row is about one record
     ids = [str(row.get("id", "")) for row in artifact]
     if not site.releaser.known_ids(ids):
         fix = "send what dp_sanitizer or record_blinder gave: their ids are random"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from osmotic.plugins.contract import Port
+from osmotic.plugins.contract import Metrics, Port
 from osmotic.schemas.pipeline import Patch, Repeat, Scalar, TaskSpec
 from osmotic.schemas.source import Key
 
@@ -79,6 +79,11 @@ class Node:
     ports: dict[str, Port]
     axes: tuple[str, ...] = ()
     references: dict[tuple[str, str], Reference] = field(default_factory=dict)
+
+
+def metrics_port(node: Node) -> str | None:
+    """The first output of a task that is metrics; None when it gives none."""
+    return next((port for port, out in node.component.outputs.items() if out.kind is Metrics), None)
 
 
 def word(value: Scalar) -> str:

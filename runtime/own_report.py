@@ -37,7 +37,7 @@ class OwnView:
         ref = self.site.results[header["id"]][header["port"]]
         artifact = self.site.store.get(ref.kind, ref.digest)
         if header["op"] == "metrics" and isinstance(artifact, Metrics):
-            return {}, canonical({"values": artifact.values, "outcomes": artifact.outcomes})
+            return {}, canonical(artifact.to_json())
         if header["op"] == "samples" and isinstance(artifact, Records):
             return {}, canonical(artifact.rows[: int(header["count"])])
         return _withheld()

@@ -7,11 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from osmotic.runtime import flow, membrane
-from osmotic.runtime.checks import Configs, datasets_of
+from osmotic.runtime.accounts import largest_of_kind
+from osmotic.runtime.asking import asked_by, is_feedback, is_release
+from osmotic.runtime.charging import EPSILON, budget_of, cap_of, class_of_unit
+from osmotic.runtime.checks import Configs
+from osmotic.runtime.composition import CLASSES, RecordEvents
 from osmotic.runtime.graph import Graph, Instance
 from osmotic.runtime.ledger import Ledger
-from osmotic.runtime.releases import TEXTS, Prepared
+from osmotic.runtime.preparing import TEXTS, Prepared, seconds_missing
 from osmotic.runtime.site import Site
+from osmotic.runtime.totals import chosen, rounds_of
 from osmotic.schemas.errors import Problem
 
 
@@ -103,42 +108,77 @@ def _sizes(ledger: Ledger) -> dict[str, int]:
 
 
 def _budget(graph: Graph, configs: Configs, sites: Mapping[str, Site]) -> list[dict[str, Any]]:
-    """Per party and data set: what each releasing task asks a document, what is spent and left."""
-    rows: dict[tuple[str, str, str], dict[str, Any]] = {}
-    done: set[tuple[Any, ...]] = set()
-    for instance in graph.instances.values():
-        config, site = configs.of(instance), sites[instance.party]
-        if not isinstance(getattr(config, "mechanism", None), dict):
+    """Per party and data set: what each releasing task asks, what is spent and left."""
+    rows: dict[tuple[str, ...], dict[str, Any]] = {}
+    for instance, config, dataset in asked_by(graph, configs, list(graph.instances.values())):
+        site = sites[instance.party]
+        if not site.datasets.has(dataset):
             continue
-        for dataset in datasets_of(graph, configs, instance):
-            asked = (instance.party, dataset, instance.node, instance.cell)  # the same in every round
-            if asked in done or not site.datasets.has(dataset):
-                continue
-            done.add(asked)
-            prepared = site.asked(dataset, config)
-            rows.setdefault((instance.party, dataset, prepared.parameters), _row(instance, dataset, site, prepared))
+        if not is_release(config):
+            rounds = rounds_of(graph, instance)
+            row = _bit(site, dataset, config, rounds) if is_feedback(config) else _counts(site, dataset, config)
+            key: tuple[str, ...] = (instance.party, dataset, instance.node, str(instance.cell))
+        else:
+            prepared, attempt = site.asked(dataset, config, graph), getattr(config, "attempt", 1)
+            row = _release(site, dataset, prepared, attempt, instance)
+            key = (instance.party, dataset, prepared.parameters, str(attempt))
+        rows.setdefault(key, {"party": instance.party, "dataset": dataset, "task": instance.node, **row})
     return list(rows.values())
 
 
-def _row(instance: Instance, dataset: str, site: Site, prepared: Prepared) -> dict[str, Any]:
-    ones, text = [1] * len(prepared.fields), any(prepared.texts)
-    sql = "SELECT MAX(t) FROM (SELECT SUM(epsilon) t FROM releases WHERE dataset=? GROUP BY document)"
-    spent = site.ledger.query(sql, (dataset,))[0][0] or 0.0
-    sql = "SELECT COUNT(*) FROM releases WHERE dataset=? AND parameters=?"
-    again = site.ledger.query(sql, (dataset, prepared.parameters))[0][0]
+def _release(site: Site, dataset: str, prepared: Prepared, attempt: int, instance: Instance) -> dict[str, Any]:
+    ones, text = [1] * len(prepared.fields), any(prepared.texts) and prepared.document is None
+    unit = next((unit for unit in prepared.units if class_of_unit(unit) == prepared.mechanism_class), prepared.units[0])
+    detail = _a_token(prepared) if text else prepared.detail(ones)
+    if attempt > 1:
+        which = "of the documents whose released bit is yes" if chosen(instance) else "every document"
+        detail += f", attempt {attempt}, {which}"
     return {
-        "party": instance.party,
-        "dataset": dataset,
-        "task": instance.node,
-        "epsilon": None if text else prepared.cost(ones),
-        "detail": _a_token(prepared) if text else prepared.detail(ones),
-        "unit": "document",
-        "class": prepared.mechanism_class,
-        "cards_missing": prepared.missing,
-        "already_released": again,
-        "spent": spent,
-        "cap": site.cap(dataset),
-    }
+        "epsilon": None if text else prepared.cost(ones), "detail": detail,
+        "unit": "document", "class": prepared.mechanism_class, "cards_missing": prepared.missing,
+        "seconds": seconds_missing(prepared), "already_released": _again(site, dataset, prepared, attempt, instance),
+        **_spent(site, dataset, unit),
+    }  # fmt: skip
+
+
+def _again(site: Site, dataset: str, prepared: Prepared, attempt: int, instance: Instance) -> int:
+    """Documents released before under these parameters, as often as the attempt says or by this task: at most so many are free.
+
+    Which attempt a stored release was is in its look-up key alone, and finding that would read every record.
+    """
+    sql = (
+        "SELECT COUNT(*) FROM (SELECT document FROM releases WHERE dataset=? AND parameters=? GROUP BY document"
+        " HAVING COUNT(*) >= ? OR (? > 1 AND SUM(task LIKE ?)))"
+    )
+    values = (dataset, prepared.parameters, attempt, attempt, f"%: {instance.id}")
+    return int(site.ledger.query(sql, values)[0][0])
+
+
+def _bit(site: Site, dataset: str, config: Any, rounds: int) -> dict[str, Any]:
+    """A feedback bit a document and round: every round is another question."""
+    times = f", {rounds} rounds x {config.epsilon:g}" if rounds > 1 else ""
+    return {
+        "epsilon": rounds * float(config.epsilon), "detail": f"a feedback bit, every document{times}", "unit": "document",
+        "class": "certified", "cards_missing": [], "seconds": 0.0, "already_released": 0, **_spent(site, dataset, EPSILON),
+    }  # fmt: skip
+
+
+def _counts(site: Site, dataset: str, config: Any) -> dict[str, Any]:
+    """Noisy counts over the whole data set."""
+    noise, events = config.mechanism, RecordEvents(site.ledger, site.policy)
+    total, budget = events.total(dataset, events.events(dataset)), budget_of(site.policy, dataset)
+    cap = budget.per_record.epsilon if budget and budget.per_record else None
+    delta = f", delta {noise.delta:g}" if noise.delta else ""
+    return {
+        "epsilon": noise.epsilon, "detail": f"counts, {noise.name}{delta}, a record", "unit": "record",
+        "class": CLASSES[noise.name], "cards_missing": [], "seconds": 0.0, "already_released": 0,
+        "spent": 0.0 if total is None else total["epsilon"], "cap": cap,
+    }  # fmt: skip
+
+
+def _spent(site: Site, dataset: str, unit: str) -> dict[str, Any]:
+    """The largest sum that a document has cost in all units of a unit's kind, and the cap of that."""
+    return {"spent": largest_of_kind(site, dataset, unit), "cap": cap_of(site.policy, dataset, unit)}
 
 
 def _a_token(prepared: Prepared) -> str:

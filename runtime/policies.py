@@ -81,6 +81,6 @@ def open_site(party: str, home: Path, policies: Policies, registry: Registry, pa
     policy, folder = policies.policies.get(party, SitePolicy()), home / "parties" / party
     site = Site(party, folder, policy, policies.base, registry, passing, policies.vault(party) or folder)
     if not passing and policies.file is not None:
-        caps = {name: budget.per_document for name, budget in policy.budget.items()}
+        caps = {name: budget.model_dump() for name, budget in policy.budget.items()}
         site.ledger.remember("caps", json.dumps(caps, sort_keys=True))
     return site

@@ -6,11 +6,12 @@ Problems are collected and raised together, each with its place.
 
 import re
 from collections.abc import Iterator
+from itertools import product
 
 from osmotic.plugins.contract import Metrics, Records, input_ports
 from osmotic.plugins.host import Registry
-from osmotic.runtime.load import Loaded
-from osmotic.runtime.nodes import Node, Reference, all_patches, axes_in, placeholders, word
+from osmotic.runtime.load import Loaded, Overridden
+from osmotic.runtime.nodes import Node, Reference, all_patches, axes_in, metrics_port, placeholders, word
 from osmotic.schemas.errors import ConfigError, Problem
 from osmotic.schemas.pipeline import InputSpec, Repeat, RepeatSpec, TaskSpec
 from osmotic.schemas.source import Key, did_you_mean
@@ -42,6 +43,7 @@ class Builder:
                 self._repeat(name, spec)
         for node in self.table.values():
             self._references(node)
+            self._require(node)
         self._report()
         self._stop()
         self._axes()
@@ -92,9 +94,13 @@ class Builder:
                 continue
             known = [word(v) for v in matrix[axis]]
             for value in values:
-                if value not in known:
+                if value not in known and not self._narrowed(axis):
                     what = f"the axis {axis!r} has no value {value!r}"
                     self._problem((*path, "vary", axis, value), what, did_you_mean(value, known))
+
+    def _narrowed(self, axis: str) -> bool:
+        """Whether --set gave an axis other values: what the document says about the ones that it had is then no mistake."""
+        return isinstance(self.source, Overridden) and ("matrix", axis) in self.source.options
 
     def _placeholders(self, spec: TaskSpec, path: Key) -> None:
         tables = {"matrix": ("axis", list(self.pipeline.matrix)), "text": ("text", list(self.pipeline.text))}
@@ -215,18 +221,28 @@ class Builder:
         else:
             self._problem(where, f"{first!r} is a repeat", f"name one of its tasks: {first}.{next(iter(spec.tasks))}")
 
+    def _require(self, node: Node) -> None:
+        """Bounds are for tasks that give metrics."""
+        if node.spec.require and metrics_port(node) is None:
+            first = next(iter(node.spec.require))
+            self._problem((*node.path, "require", first), f"{node.spec.component} gives no metrics that could be bounded")
+
     def _report(self) -> None:
-        """The table's task, its axis, the rows that stand apart, the samples."""
+        """The table's tasks, its axes, the rows that stand apart, the chart, the samples."""
         report, matrix = self.pipeline.report, self.pipeline.matrix
-        if report.table is not None and report.table not in self.table:
-            self._problem(("report", "table"), f"unknown task {report.table!r}", did_you_mean(report.table, self.table))
-        if report.rows not in matrix and "rows" in report.model_fields_set:
-            self._problem(("report", "rows"), f"unknown axis {report.rows!r}", did_you_mean(report.rows, matrix))
-        rows = [word(v) for v in matrix.get(report.rows, ())]
+        for i, name in enumerate(report.table):
+            if name not in self.table:
+                self._problem(self._nth("table", i), f"unknown task {name!r}", did_you_mean(name, self.table))
+        for i, axis in enumerate(report.rows if "rows" in report.model_fields_set else ()):
+            if axis not in matrix:
+                self._problem(self._nth("rows", i), f"unknown axis {axis!r}", did_you_mean(axis, matrix))
+        rows = [", ".join(words) for words in product(*([word(v) for v in matrix.get(axis, ())] for axis in report.rows))]
         for i, row in enumerate(report.apart):
-            if row not in rows:
-                what = f"the axis {report.rows!r} has no value {row!r}"
+            if row not in rows and not any(self._narrowed(axis) for axis in report.rows):
+                axes = ", ".join(repr(axis) for axis in report.rows)
+                what = f"the axis {axes} has no value {row!r}"
                 self._problem(("report", "apart", i), what, did_you_mean(row, rows))
+        self._chart()
         for title, text in report.samples.items():
             where: Key = ("report", "samples", title)
             found = self._resolve(text, None, where)
@@ -234,6 +250,24 @@ class Builder:
                 self._problem(where, "write it as task.port", f"{found.node}.{found.port}")
             elif found and self.table[found.node].component.outputs[found.port].kind is not Records:
                 self._problem(where, f"{text!r} is not records")
+
+    def _nth(self, key: str, i: int) -> Key:
+        """The place of a member of a list in the report, which may be written without the list."""
+        found = self.pipeline.report.table if key == "table" else self.pipeline.report.rows
+        return ("report", key, i) if len(found) > 1 else ("report", key)
+
+    def _chart(self) -> None:
+        """The chart shows columns of the table; its lines are an axis of the rows."""
+        report, chart = self.pipeline.report, self.pipeline.report.chart
+        if chart is None:
+            return
+        for key, metric in (("x", chart.x), ("y", chart.y)):
+            if metric not in report.metrics:
+                what = f"the table has no metric {metric!r}"
+                self._problem(("report", "chart", key), what, did_you_mean(metric, report.metrics))
+        if chart.by not in report.rows:
+            what = f"the rows have no axis {chart.by!r}"
+            self._problem(("report", "chart", "by"), what, did_you_mean(chart.by, report.rows))
 
     # ---- axes and order ----
 

@@ -1,71 +1,77 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Releases: the only way from private to protected. Look up, sample, charge and store in one transaction, then answer.
+"""Releases: the only way from private to protected. Look up, draw, charge and store together, then answer.
 
 Each document's release is kept for good under HMAC(key; data set, id, content, mechanism with parameters and table), so the
-same document under the same mechanism costs its budget once, ever. Noise and random ids come from the operating system; a
-seed (tests) is part of the look-up key and voids the guarantee. Released order is that of the random ids: random.
+same document under the same mechanism costs its budget once, ever. Long work is stored in chunks, each charged and stored in
+one transaction, and a chunk that is there is not drawn again after a kill; a set leaves only when it is whole. Noise and random
+ids come from the operating system; a seed (tests) is part of the look-up key and voids the guarantee. Released order is that of
+the random ids: random.
 """
 
-import itertools
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import math
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from osmotic.plugins.certificate import card_key, certify, code_digest, space_digest
-from osmotic.plugins.contract import Entropy, Mechanism, Records, Space, config_type
-from osmotic.plugins.entropy import SeededEntropy, SystemEntropy
+from osmotic.plugins.contract import Guarantee, Mechanism, Records
 from osmotic.plugins.host import Registry
-from osmotic.plugins.spaces import indices, join, space_of, tokenize
+from osmotic.plugins.mechanisms.shared import bernoulli
+from osmotic.runtime.charging import Costs, check_cap, check_costs, columns_of, costs_of
+from osmotic.runtime.drawing import Row, draw, encode_rows, entropy_of, random_id, random_ids
 from osmotic.runtime.ledger import Ledger, now
-from osmotic.schemas.artifacts import canonical, digest_of
-from osmotic.schemas.errors import BudgetError, ConfigError, Problem, RefusedError
-from osmotic.schemas.guarantees import Card, Guarantee
+from osmotic.runtime.preparing import Models, Prepared, Preparer
+from osmotic.schemas.artifacts import canonical, digest_of, json_text
+from osmotic.schemas.errors import ConfigError, Problem
 from osmotic.schemas.messages import fingerprint
 from osmotic.schemas.policy import SitePolicy
 from osmotic.schemas.records import RecordSchema
-from osmotic.schemas.source import did_you_mean
 
-TEXTS = "for texts of equal released length"  # how many tokens a text has is not hidden
+CHUNK = 1000  # documents a transaction
+MOST_FEEDBACK = 30.0  # epsilon of a bit
+Progress = Callable[[int, int, str], None]
+Outcome = tuple[dict[str, str], Costs, list[int]]  # payload, costs, symbols a field
+
+
+@dataclass(frozen=True)
+class Made:
+    """A set of releases as registered: its reference, and the digest of the very bytes."""
+
+    ref: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Held:
+    """A stored release. payload: canonical JSON, or not yet that; lookup and document: hashes under the party's key."""
+
+    lookup: str
+    document: str
+    identity: str
+    payload: str | dict[str, str]
+    costs: Costs
+    symbols: list[int]
 
 
 @dataclass
-class Prepared:
-    """Mechanisms, one a field, with valid cards, and what identifies them together."""
+class Work:
+    """What is to be released, under which identity. draw(start, rows): outcomes of rows[start:], which begin there."""
 
-    fields: tuple[str, ...]
-    mechanisms: list[Mechanism[Any]]
-    claims: list[Guarantee]
-    texts: list[bool]
-    parameters: str
-    code: str
-    missing: list[str]  # fields whose card has not been made yet
+    prepared: Prepared
+    dataset: str
+    seed: int | None
+    task: str
+    progress: Progress
+    draw: Callable[[int, list[Row]], list[Outcome]]
+    more: tuple[Any, ...] = ()  # what tells a seeded draw's random ids apart
 
     @property
-    def mechanism_class(self) -> str:
-        """The weakest class among the fields'."""
-        classes = {claim.mechanism_class for claim in self.claims}
-        return "certified" if classes == {"certified"} else sorted(classes - {"certified"})[0]
-
-    def cost(self, counts: Sequence[int]) -> float:
-        """epsilon of one document: sum over fields of sampled symbols x epsilon."""
-        return float(sum(n * claim.epsilon for n, claim in zip(counts, self.claims, strict=True)))
-
-    def detail(self, most: Sequence[int], longest: int | None = None) -> str:
-        """How a document's epsilon comes about, in words. longest: sampled symbols of the longest document, if known."""
-        epsilons = {claim.epsilon for claim in self.claims}
-        if not any(self.texts) and len(epsilons) == 1:
-            return f"{len(self.fields)} fields x {next(iter(epsilons)):g}"
-        if longest is not None and len(epsilons) == 1:
-            return f"at most {longest} tokens x {next(iter(epsilons)):g}, {TEXTS}"
-        parts = [
-            f"{field}: {n} tokens x {claim.epsilon:g}" if text else f"{field}: {claim.epsilon:g}"
-            for field, n, claim, text in zip(self.fields, most, self.claims, self.texts, strict=True)
-        ]
-        return "at most " + ", ".join(parts) + (f", {TEXTS}" if any(self.texts) else "")
+    def void(self) -> str:
+        """What voids the guarantee."""
+        return "" if self.seed is None else "seeded"
 
 
 class Releaser:
@@ -73,93 +79,85 @@ class Releaser:
 
     def __init__(self, ledger: Ledger, registry: Registry, policy: SitePolicy) -> None:
         self.ledger, self.registry, self.policy = ledger, registry, policy
+        self.preparer = Preparer(ledger, registry, policy)
 
     def prepare(
-        self, mechanism: Mapping[str, Any], fields: Sequence[str], schema: RecordSchema, base: Path, certified: bool
-    ) -> Prepared:
-        """Build the mechanisms and check the policy. Raises ConfigError or RefusedError.
-
-        certified: every mechanism gets a valid card now (needed before anything is released); else missing ones are named.
-        """
-        name, config = split(mechanism)
-        cls = self.registry.mechanism(name)
-        code = code_digest(cls)
-        unknown = [f for f in fields if f not in schema.fields]
-        if unknown or not fields:
-            what = f"the records have no field {unknown[0]!r}" if unknown else "no field to release"
-            raise ConfigError(Problem(what, path="fields", fix=did_you_mean(unknown[0] if unknown else "", schema.fields)))
-        built = [cls(mechanism_config(self.registry, name, config), space_of(f, schema.fields[f], base)) for f in fields]
-        for made in built:
-            self._allow_table(made.space)
-        claims = [made.guarantee() for made in built]
-        if any(claim.delta > 0 for claim in claims):
-            what = f"the mechanism {name!r} promises epsilon with a delta above 0"
-            raise RefusedError(Problem(what, why="budgets here are of epsilon alone", fix="use a mechanism with delta 0"))
-        allowed(self.policy, name, code, max(claim.epsilon for claim in claims))
-        missing = [f for f, made, claim in zip(fields, built, claims, strict=True) if not self._card(made, claim, certified)]
-        texts = [schema.fields[f].text for f in fields]
-        identity = fingerprint([list(fields), [card_key(made) for made in built]])
-        return Prepared(tuple(fields), built, claims, texts, identity, code, missing)
-
-    def _allow_table(self, space: Space) -> None:
-        """Raise RefusedError for a table of vectors or tokens that the site does not list."""
-        if "*" in self.policy.tables or (space.vectors is None and not space.unknown):
-            return
-        digest = space_digest(space)
-        if not any(allowed and digest.startswith(allowed) for allowed in self.policy.tables):
-            what = f"this site does not allow the table of {space.name!r}"
-            fix = "list it under 'tables' in the site's policy"
-            raise RefusedError(Problem(what, why=f"its digest is {digest[:16]}", fix=fix))
-
-    def _card(self, mechanism: Mechanism[Any], claim: Guarantee, make: bool) -> bool:
-        """Whether there is a card (made now if `make`); raises RefusedError when it does not allow a release here."""
-        key = card_key(mechanism)
-        rows = self.ledger.query("SELECT body FROM cards WHERE key=?", (key,))
-        if not rows and not make:
-            return False
-        card = Card.model_validate_json(rows[0][0]) if rows else certify(mechanism)
-        if not rows:
-            with self.ledger.transaction() as db:
-                db.execute("INSERT OR REPLACE INTO cards VALUES (?,?)", (key, card.model_dump_json()))
-        if card.declared != claim:
-            why = f"certified as {card.declared}, now it says {claim}"
-            raise RefusedError(Problem(f"the mechanism {card.mechanism!r} does not say the same twice", why=why))
-        if set(card.cleartext) - set(self.policy.cleartext):
-            what = f"the mechanism {card.mechanism!r} lets classes of input pass unchanged: {', '.join(card.cleartext)}"
-            raise RefusedError(Problem(what, fix="list them under 'cleartext' in this site's policy"))
-        if not card.holds and card.declared.mechanism_class == "certified":
-            why = f"claimed epsilon {card.declared.epsilon:g}, computed {card.epsilon_true:.4g}"
-            raise RefusedError(Problem(f"the mechanism {card.mechanism!r} does not hold what it claims", why=why))
-        if card.declared.mechanism_class != "certified" and not self.policy.unproven:
-            fix = "use a certified mechanism, or 'unproven: true' in this site's policy"
-            what = f"the mechanism {card.mechanism!r} is {card.declared.mechanism_class}, not certified"
-            raise RefusedError(Problem(what, fix=fix))
-        return True
+        self, mechanism: Mapping[str, Any], fields: Sequence[str], schema: RecordSchema, base: Path, certified: bool,
+        models: Models | None = None,
+    ) -> Prepared:  # fmt: skip
+        """Build the mechanisms and check the policy; see `Preparer.prepare`."""
+        return self.preparer.prepare(mechanism, fields, schema, base, certified, models)
 
     def release(
-        self, records: Records, prepared: Prepared, dataset: str, noise_seed: int | None
-    ) -> tuple[Records, Records, str]:
-        """(released, key, reference of the set): see `Context.release`. Everything is durable when this returns."""
-        wanted = [self._identify(row, prepared, dataset, noise_seed) for row in records]
-        found = self._stored(prepared.parameters)
-        new = [(row, lookup, document) for row, (lookup, document) in zip(records, wanted, strict=True) if lookup not in found]
-        drawn = self._draw(new, prepared, dataset, noise_seed)
-        released, key = [], []
-        with self.ledger.transaction() as db:
-            if drawn:  # another process may have released some of them meanwhile: what was first stays
-                found = self._stored(prepared.parameters)
-            fresh = {k: v for k, v in drawn.items() if k not in found}
-            self._store(db, fresh, prepared, dataset, "" if noise_seed is None else "seeded")
-            for row, (lookup, _) in zip(records, wanted, strict=True):
-                identity, payload = found.get(lookup) or drawn[lookup][:2]
-                released.append(
-                    {"id": identity, **{field: payload[field] for field in prepared.fields}}
-                )  # in the order asked for
-                key.append({"released": identity, "id": row["id"]})
-            released.sort(key=lambda r: r["id"])
-            result = Records(released)
-            ref = self._register(db, result, prepared, dataset, [lookup for lookup, _ in wanted], noise_seed)
-        return result, Records(sorted(key, key=lambda r: r["released"])), ref
+        self, records: Records, prepared: Prepared, dataset: str, noise_seed: int | None, *, attempt: int = 1,
+        task: str = "", progress: Progress = lambda done, total, note: None,
+    ) -> tuple[Records, Records, Made]:  # fmt: skip
+        """(released, key, the registered set): see `Context.release`. Everything is durable when this returns."""
+        wanted = self._identify(records, prepared, dataset, noise_seed, attempt)
+        found = self._found(prepared.parameters, list(dict(wanted)))
+        new = {pair[0]: row for row, pair in zip(records, wanted, strict=True) if pair[0] not in found}
+        rows = list(new.values())
+        encoded = encode_rows(rows, prepared)
+        asked: dict[str, list[Costs]] = {}
+        documents = dict(wanted)
+        for i, lookup in enumerate(new):
+            costs = prepared.costs(encoded.counts(i)) if encoded is not None else prepared.costs(())
+            asked.setdefault(documents[lookup], []).append(costs)
+        with self.ledger.reading() as db:
+            check_costs(db, self.policy, dataset, asked)
+        more = () if attempt == 1 else (attempt,)
+        stream = None if noise_seed is None else (noise_seed, dataset, *more)
+        work = Work(
+            prepared,
+            dataset,
+            noise_seed,
+            task,
+            progress,
+            lambda start, some: draw(some, prepared, encoded, start, stream),
+            more,
+        )
+        made = self._all(records, wanted, found, rows, work)
+        if self.policy.threads > 1 and noise_seed is None:
+            complete_lists(prepared.mechanisms)
+        return made
+
+    def feedback(
+        self, records: Records, bits: Mapping[str, bool], epsilon: float, dataset: str, noise_seed: int | None, *,
+        question: str, task: str = "",
+    ) -> tuple[Records, Records, Made]:  # fmt: skip
+        """One bit a document through randomised response; see `Context.feedback`. question: what is asked, public.
+
+        The same question of the same document is answered from what is stored: it costs once.
+        """
+        if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 < epsilon <= MOST_FEEDBACK:
+            what = f"epsilon must be a number above 0, at most {MOST_FEEDBACK:g}"
+            raise ConfigError(Problem(what, path="epsilon", why=f"got {epsilon!r}"))
+        claim = Guarantee(mechanism_class="certified", epsilon=float(epsilon), unit="document")
+        parameters = fingerprint(["feedback", question, float(epsilon)])
+        words = f"a feedback bit, epsilon {epsilon:g}"
+        prepared = Prepared("feedback", ("bit",), [], [claim], ["epsilon"], [False], parameters, "", [], words=words)
+        hashed = self.ledger.secret_hash
+        wanted = [
+            (hashed(["feedback", dataset, row["id"], parameters, noise_seed]), hashed(["document", dataset, row["id"]]))
+            for row in records
+        ]
+        found = self._found(parameters, list(dict(wanted)))
+        new = {pair[0]: row for row, pair in zip(records, wanted, strict=True) if pair[0] not in found}
+        documents = dict(wanted)
+        with self.ledger.reading() as db:
+            check_costs(db, self.policy, dataset, {documents[k]: [{"epsilon": float(epsilon)}] for k in new})
+        lie = 1 / (1 + math.exp(epsilon))  # drawn exactly, however small: 1 - lie would round to 1
+
+        def answer(start: int, some: list[Row]) -> list[Outcome]:
+            if noise_seed is None:
+                lies = bernoulli(lie, len(some), entropy_of(None)).tolist()
+            else:
+                lies = [bool(bernoulli(lie, 1, entropy_of(noise_seed, dataset, r["id"], parameters))[0]) for r in some]
+            said = [bool(bits[row["id"]]) != lied for row, lied in zip(some, lies, strict=True)]
+            return [({"bit": "yes" if one else "no"}, {"epsilon": float(epsilon)}, [1]) for one in said]
+
+        work = Work(prepared, dataset, noise_seed, task, lambda done, total, note: None, answer)
+        return self._all(records, wanted, found, list(new.values()), work)
 
     def blind(self, records: Records, fields: Sequence[str], dataset: str, noise_seed: int | None) -> tuple[Records, Records]:
         """Fresh random ids and order, values unchanged: nothing is protected, but ids do not cross."""
@@ -168,7 +166,7 @@ class Releaser:
             for row in records:
                 lookup = self.ledger.secret_hash(["blind", dataset, row["id"], noise_seed])
                 stored = db.execute("SELECT id FROM blinds WHERE lookup=?", (lookup,)).fetchone()
-                identity = stored[0] if stored else _random_id(_entropy(noise_seed, "blind", dataset, row["id"]))
+                identity = stored[0] if stored else random_id(noise_seed, "blind", dataset, row["id"])
                 if not stored:
                     db.execute("INSERT INTO blinds VALUES (?,?)", (lookup, identity))
                 blinded.append({"id": identity, **{f: row[f] for f in fields}})
@@ -177,145 +175,182 @@ class Releaser:
 
     def known_ids(self, ids: Sequence[str]) -> bool:
         """Whether every id is one of this party's random ids."""
-        for identity in ids:
-            sql = "SELECT 1 FROM releases WHERE id=? UNION SELECT 1 FROM blinds WHERE id=?"
-            if not self.ledger.query(sql, (identity, identity)):
+        wanted = list(dict.fromkeys(ids))
+        for start in range(0, len(wanted), CHUNK):
+            some = wanted[start : start + CHUNK]
+            marks = ",".join("?" * len(some))
+            sql = f"SELECT id FROM releases WHERE id IN ({marks}) UNION SELECT id FROM blinds WHERE id IN ({marks})"
+            if len(self.ledger.query(sql, (*some, *some))) < len(some):
                 return False
         return True
 
-    def _identify(self, row: dict[str, Any], prepared: Prepared, dataset: str, noise_seed: int | None) -> tuple[str, str]:
-        content = [[f, row[f]] for f in prepared.fields]
-        lookup = self.ledger.secret_hash(["release", dataset, row["id"], content, prepared.parameters, noise_seed])
-        return lookup, self.ledger.secret_hash(["document", dataset, row["id"]])
+    def documents_of(self, ids: Sequence[str], dataset: str) -> dict[str, str]:
+        """Released id -> document hash, of the releases of a data set."""
+        found: dict[str, str] = {}
+        for start in range(0, len(ids), CHUNK):
+            some = ids[start : start + CHUNK]
+            sql = f"SELECT id, document FROM releases WHERE dataset=? AND id IN ({','.join('?' * len(some))})"
+            found.update(self.ledger.query(sql, (dataset, *some)))
+        return found
 
-    def _stored(self, parameters: str) -> dict[str, tuple[str, dict[str, str]]]:
-        rows = self.ledger.query("SELECT lookup, id, payload FROM releases WHERE parameters=?", (parameters,))
-        return {lookup: (identity, json.loads(payload)) for lookup, identity, payload in rows}
+    # ---- one set ----
 
-    def _draw(
-        self, new: list[tuple[dict[str, Any], str, str]], prepared: Prepared, dataset: str, noise_seed: int | None
-    ) -> dict[str, tuple[str, dict[str, str], str, float, list[int]]]:
-        """lookup -> (random id, payload, document, epsilon, symbols per field).
+    def _identify(
+        self, records: Records, prepared: Prepared, dataset: str, noise_seed: int | None, attempt: int
+    ) -> list[tuple[str, str]]:
+        """(lookup, document) of each row: keyed hashes of ["release", data set, id, content, parameters, seed] (and the attempt
+        after the first) and of ["document", data set, id], as canonical JSON, put together from what all rows share."""
+        hashed, name = self.ledger.keyed_hash, json_text(dataset)
+        more = [prepared.parameters, noise_seed] if attempt == 1 else [prepared.parameters, noise_seed, attempt]
+        end = f"],{canonical(more).decode()[1:]}"
+        fields = [(field, f"[{json_text(field)},") for field in prepared.fields]
+        pairs = []
+        for row in records:
+            identity = json_text(row["id"])
+            content = ",".join(f"{start}{json_text(row[field])}]" for field, start in fields)
+            lookup = hashed(f'["release",{name},{identity},[{content}{end}'.encode())
+            pairs.append((lookup, hashed(f'["document",{name},{identity}]'.encode())))
+        return pairs
 
-        One vectorised draw a field; seeded, one a document and field, so that its outcome depends on nothing else.
-        """
-        payloads: list[dict[str, str]] = [{} for _ in new]
-        counts: list[list[int]] = [[] for _ in new]
-        for field, mechanism, text in zip(prepared.fields, prepared.mechanisms, prepared.texts, strict=True):
-            tokens = [tokenize(row[field]) if text else [row[field]] for row, _, _ in new]
-            if noise_seed is None:
-                sampled = _sample(mechanism, tokens, SystemEntropy())
+    def _found(self, parameters: str, lookups: Sequence[str]) -> dict[str, Held]:
+        """lookup -> release, of those of `lookups` that are stored."""
+        if not self.ledger.query("SELECT 1 FROM releases WHERE parameters=? LIMIT 1", (parameters,)):
+            return {}
+        found: dict[str, Held] = {}
+        for start in range(0, len(lookups), CHUNK):
+            found |= self._stored(parameters, lookups[start : start + CHUNK])
+        return found
+
+    def _stored(self, parameters: str, lookups: Sequence[str]) -> dict[str, Held]:
+        """lookup -> release, of those of a chunk's `lookups` that are stored."""
+        sql = "SELECT lookup, document, id, payload, epsilon, other, symbols FROM releases WHERE +parameters=?"
+        sql, values = f"{sql} AND lookup IN ({','.join('?' * len(lookups))})", (parameters, *lookups)
+        return {
+            lookup: Held(lookup, document, identity, payload, costs_of(epsilon, other), json.loads(symbols))
+            for lookup, document, identity, payload, epsilon, other, symbols in self.ledger.query(sql, values)
+        }
+
+    def _all(
+        self, records: Records, wanted: list[tuple[str, str]], found: dict[str, Held], rows: list[Row], work: Work
+    ) -> tuple[Records, Records, Made]:
+        """Draw and store the new rows chunk by chunk; with the last one, register the whole set."""
+        check_cap(self.policy, work.dataset)
+        pairs = [pair for pair in dict.fromkeys(wanted) if pair[0] not in found]
+        starts = list(range(0, len(rows), CHUNK))
+        for start in starts[:-1]:
+            drawn = self._draw(start, rows[start : start + CHUNK], pairs[start : start + CHUNK], work)
+            with self.ledger.transaction() as db:
+                found |= self._store(db, drawn, work)
+            work.progress(min(start + CHUNK, len(rows)), len(rows), "released")
+        start = starts[-1] if starts else 0
+        drawn = self._draw(start, rows[start:], pairs[start:], work)
+        with self.ledger.transaction() as db:
+            found |= self._store(db, drawn, work)
+            released, key = _tables(records, wanted, found, work.prepared.fields)
+            made = self._register(db, released, [found[lookup] for lookup in dict(wanted)], work)
+        if rows:
+            work.progress(len(rows), len(rows), "released")
+        return released, key, made
+
+    def _draw(self, start: int, rows: list[Row], pairs: list[tuple[str, str]], work: Work) -> list[Held]:
+        """Releases of some documents, not yet stored."""
+        drawn = []
+        fields, parameters = work.prepared.fields, work.prepared.parameters
+        outcomes = work.draw(start, rows) if rows else []
+        fresh = random_ids(len(rows)) if work.seed is None else []
+        for i, (row, (lookup, document), (payload, costs, symbols)) in enumerate(zip(rows, pairs, outcomes, strict=True)):
+            if work.seed is None:
+                identity = fresh[i]
             else:
-                streams = [(dataset, row["id"], prepared.parameters, field) for row, _, _ in new]
-                pairs = zip(tokens, streams, strict=True)
-                sampled = [_sample(mechanism, [part], _entropy(noise_seed, *stream))[0] for part, stream in pairs]
-            for payload, count, symbols in zip(payloads, counts, sampled, strict=True):
-                payload[field] = join(symbols) if text else symbols[0]
-                count.append(len(symbols))
-        result = {}
-        for (row, lookup, document), payload, count in zip(new, payloads, counts, strict=True):
-            content = [row[field] for field in prepared.fields]
-            entropy = _entropy(noise_seed, "id", dataset, row["id"], prepared.parameters, content)
-            result[lookup] = (_random_id(entropy), payload, document, prepared.cost(count), count)
-        return result
+                content = [row.get(f) for f in fields]
+                identity = random_id(work.seed, "id", work.dataset, row["id"], parameters, content, *work.more)
+            drawn.append(Held(lookup, document, identity, payload, costs, symbols))
+        return drawn
 
-    def _store(self, db: Any, drawn: dict[str, Any], prepared: Prepared, dataset: str, void: str) -> None:
-        """Charge and store what is new, under the caps (inside the transaction)."""
-        check_cap(self.policy, dataset)
-        cap = self.policy.budget.get(dataset) or self.policy.budget.get("*")
-        for lookup, (identity, payload, document, epsilon, _) in drawn.items():
-            sql = "SELECT COALESCE(SUM(epsilon), 0) FROM releases WHERE dataset=? AND document=?"
-            spent = db.execute(sql, (dataset, document)).fetchone()[0]
-            if cap is not None and spent + epsilon > cap.per_document + 1e-9:
-                raise self._over(db, dataset, document, spent, epsilon, cap.per_document)
-            values = (lookup, identity, dataset, document, canonical(payload).decode(), prepared.parameters, epsilon)
-            db.execute("INSERT INTO releases VALUES (?,?,?,?,?,?,?)", values)
-            body = {
-                "time": now(), "dataset": dataset, "document": document, "release": lookup, "epsilon": epsilon,
-                "id": identity, "payload": fingerprint(payload), "unit": "document", "class": prepared.mechanism_class,
-                "mechanism": prepared.mechanisms[0].name, "parameters": prepared.parameters, "void": void,
-            }  # fmt: skip
-            self.ledger.append(db, "charges", body)
+    def _store(self, db: sqlite3.Connection, drawn: list[Held], work: Work) -> dict[str, Held]:
+        """Charge and store what is new, under the caps (inside the transaction); what another process stored first stays."""
+        there = self._stored(work.prepared.parameters, [one.lookup for one in drawn])
+        fresh = [one for one in drawn if one.lookup not in there]
+        asked: dict[str, list[Costs]] = {}
+        for one in fresh:
+            asked.setdefault(one.document, []).append(one.costs)
+        check_costs(db, self.policy, work.dataset, asked)
+        values, bodies, kind = [], [], work.prepared.mechanism_class
+        charge = _charge(work, now())
+        for one in fresh:
+            epsilon, other = columns_of(one.costs)
+            payload, symbols = canonical(one.payload), json.dumps(one.symbols)
+            values.append(
+                (one.lookup, one.identity, work.dataset, one.document, payload.decode(), work.prepared.parameters, epsilon,
+                 kind, other, symbols, work.task)
+            )  # fmt: skip
+            bodies.append(charge(one, epsilon, other, hashlib.sha256(payload).hexdigest(), symbols.replace(" ", "")))
+        self.ledger.append(db, "charges", *bodies)
+        db.executemany(f"INSERT INTO releases VALUES ({','.join('?' * 11)})", values)
+        return {one.lookup: one for one in fresh} | there
 
-    def _over(self, db: Any, dataset: str, document: str, spent: float, epsilon: float, cap: float) -> BudgetError:
-        sql = "SELECT parameters, epsilon FROM releases WHERE dataset=? AND document=?"
-        earlier = [f"{e:g} by mechanism {p[:12]}" for p, e in db.execute(sql, (dataset, document)).fetchall()]
-        what = f"the budget of {dataset!r} does not suffice: {spent:g} + {epsilon:g} > {cap:g} a document"
-        why = f"spent before: {', '.join(earlier)}" if earlier else "nothing was spent before"
-        return BudgetError(Problem(what, why=why, fix="lower epsilon or release fewer fields; the cap is in the site's policy"))
-
-    def _register(
-        self, db: Any, result: Records, prepared: Prepared, dataset: str, lookups: list[str], noise_seed: int | None
-    ) -> str:
-        """Remember the set that is about to be used, so that the membrane knows its bytes again; returns its reference."""
+    def _register(self, db: sqlite3.Connection, result: Records, held: list[Held], work: Work) -> Made:
+        """Remember the set that is about to be used, so that the membrane knows its bytes again."""
+        prepared = work.prepared
         digest = digest_of(result.kind, result.to_files())
         ref = fingerprint([prepared.parameters, digest])
-        rows = {}
-        for lookup in lookups:
-            rows[lookup] = db.execute("SELECT epsilon FROM releases WHERE lookup=?", (lookup,)).fetchone()[0]
-        pairs = list(zip(prepared.fields, prepared.texts, strict=True))
-        counts = [[len(tokenize(row[field])) if text else 1 for field, text in pairs] for row in result]
-        most = [max(column) for column in zip(*counts, strict=True)] or [0] * len(pairs)
-        detail = prepared.detail(most, max((sum(row) for row in counts), default=0))
-        void = "seeded" if noise_seed is not None else ""
-        values = (ref, digest, dataset, prepared.parameters, prepared.mechanism_class, max(rows.values(), default=0.0))
-        db.execute("INSERT OR REPLACE INTO release_sets VALUES (?,?,?,?,?,?,?,?,?)", (*values, detail, void, len(rows)))
-        db.executemany("INSERT OR IGNORE INTO members VALUES (?,?)", [(ref, lookup) for lookup in rows])
-        return ref
+        most = [max(column) for column in zip(*(one.symbols for one in held), strict=True)] or [0] * len(prepared.fields)
+        detail = prepared.detail(most, max((sum(one.symbols) for one in held), default=0))
+        largest: Costs = {}
+        for one in held:
+            for unit, amount in one.costs.items():
+                largest[unit] = max(largest.get(unit, 0.0), amount)
+        epsilon, other = columns_of(largest)
+        values = (ref, digest, work.dataset, prepared.parameters, prepared.mechanism_class, epsilon)
+        db.execute(
+            "INSERT OR REPLACE INTO release_sets VALUES (?,?,?,?,?,?,?,?,?,?)",
+            (*values, detail, work.void, len(held), other),
+        )
+        db.executemany("INSERT OR IGNORE INTO members VALUES (?,?)", [(ref, one.lookup) for one in held])
+        return Made(ref, digest)
 
 
-def split(mechanism: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """{name, **config} -> (name, config); raises ConfigError without a name."""
-    if not isinstance(mechanism.get("name"), str):
-        raise ConfigError(Problem("a mechanism needs a 'name'", path="mechanism", fix="see 'osmotic plugins'"))
-    return mechanism["name"], {k: v for k, v in mechanism.items() if k != "name"}
+def complete_lists(mechanisms: Sequence[Mechanism[Any]]) -> None:
+    """Mechanisms that keep lists of a public table make the missing ones in the background: at sites of several threads."""
+    for mechanism in mechanisms:
+        one: Mechanism[Any] | None = mechanism
+        while one is not None:
+            complete = getattr(one, "complete_lists", None)
+            if callable(complete):
+                complete()
+            one = one.inner
 
 
-def mechanism_config(registry: Registry, name: str, config: dict[str, Any]) -> Any:
-    """The validated configuration of a mechanism."""
-    model = config_type(registry.mechanism(name))
-    try:
-        return model.model_validate(config)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        path = ".".join(["mechanism", *map(str, first["loc"])])
-        raise ConfigError(Problem(str(first["msg"]).removeprefix("Value error, "), path=path)) from error
+def _charge(work: Work, time: str) -> Callable[[Held, float, str, str, str], str]:
+    """Writes the canonical JSON of a release's charge: what all charges of a set share is encoded once.
+
+    The function takes the release, its epsilon, its other costs and symbols as JSON without spaces, the hash of its payload.
+    """
+    prepared, q = work.prepared, json_text
+    head = f'{{"class":{q(prepared.mechanism_class)},"dataset":{q(work.dataset)},"document":"'
+    named, shared = f',"mechanism":{q(prepared.name)},"other":', f',"parameters":{q(prepared.parameters)},"payload":"'
+    tail = f',"task":{q(work.task)},"time":{q(time)},"unit":"document","void":{q(work.void)}}}'
+
+    def body(one: Held, epsilon: float, other: str, payload: str, symbols: str) -> str:
+        costs = other if other == "{}" else canonical(json.loads(other)).decode()
+        return (
+            f'{head}{one.document}","epsilon":{epsilon!r},"id":"{one.identity}"{named}{costs}{shared}{payload}",'
+            f'"release":"{one.lookup}","symbols":{symbols}{tail}'
+        )
+
+    return body
 
 
-def allowed(policy: SitePolicy, name: str, code: str, epsilon: float) -> None:
-    """Raise RefusedError unless the site's policy allows the mechanism (by name or name@code) and its epsilon."""
-    exact = [w.partition("@")[2] for w in policy.mechanisms if w.startswith(f"{name}@")]
-    if not {"*", name} & set(policy.mechanisms) and not any(prefix and code.startswith(prefix) for prefix in exact):
-        raise RefusedError(Problem(f"this site does not allow the mechanism {name!r}", why=f"allowed: {policy.mechanisms}"))
-    if policy.max_epsilon is not None and epsilon > policy.max_epsilon:
-        what = f"epsilon {epsilon:g} a token is more than this site allows ({policy.max_epsilon:g})"
-        raise RefusedError(Problem(what, fix="lower epsilon"))
-
-
-def check_cap(policy: SitePolicy, dataset: str) -> None:
-    """Raise RefusedError when private data have no cap: what is released of them must end somewhere."""
-    binding = policy.data.get(dataset)
-    open_data = binding is not None and (binding.label == "public" or binding.purpose == "benchmark")
-    if not open_data and dataset not in policy.budget and "*" not in policy.budget:
-        fix = f"add 'budget: {{{dataset}: {{per_document: ...}}}}' to the site file"
-        raise RefusedError(Problem(f"the private data set {dataset!r} has no budget", path=f"budget.{dataset}", fix=fix))
-
-
-def _sample(mechanism: Mechanism[Any], tokens: list[list[str]], entropy: Entropy) -> list[list[str]]:
-    """One outcome a token, in the same lists; drawn together."""
-    import numpy as np
-
-    flat = indices(mechanism.space, [token for part in tokens for token in part])
-    out = mechanism.sample(flat, entropy) if len(flat) else np.empty(0, dtype=np.int64)
-    ends = list(itertools.accumulate(len(part) for part in tokens))
-    return [[mechanism.space.symbols[i] for i in out[end - len(part) : end]] for part, end in zip(tokens, ends, strict=True)]
-
-
-def _entropy(noise_seed: int | None, *stream: Any) -> Entropy:
-    """The operating system's, or a seeded stream of that name (JSON values)."""
-    return SystemEntropy() if noise_seed is None else SeededEntropy(canonical([noise_seed, *stream]).decode())
-
-
-def _random_id(entropy: Entropy) -> str:
-    """32 hexadecimal digits."""
-    return bytes(int(b) for b in entropy.integers(256, 16)).hex()
+def _tables(
+    records: Records, wanted: list[tuple[str, str]], found: Mapping[str, Held], fields: Sequence[str]
+) -> tuple[Records, Records]:
+    """(released, key) in the order of the random ids; fields in the order asked for."""
+    released, key = [], []
+    for row, (lookup, _) in zip(records, wanted, strict=True):
+        held = found[lookup]
+        payload = json.loads(held.payload) if isinstance(held.payload, str) else held.payload
+        released.append({"id": held.identity, **{field: payload[field] for field in fields}})
+        key.append({"released": held.identity, "id": row["id"]})
+    released.sort(key=lambda r: r["id"])
+    key.sort(key=lambda r: r["released"])
+    return Records(released, ["id", *fields]), Records(key, ["released", "id"])

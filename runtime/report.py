@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from typing import Any
 
+from osmotic.runtime.report_chart import draw
 from osmotic.runtime.report_graph import lay_out
 
 LONGEST = 1200  # characters of one field of a sample
@@ -34,6 +35,7 @@ def render(summary: Mapping[str, Any], *, title: str | None = None) -> str:
     template = environment.from_string(folder.joinpath("report.html").read_text("utf-8"))
     roles = roles_of(summary)
     graph = lay_out(summary["graph"], parties_of(roles))
+    lines = draw(summary.get("chart"), scale)
     page = template.render(
         s=summary,
         title=title or summary["pipeline"],
@@ -41,7 +43,9 @@ def render(summary: Mapping[str, Any], *, title: str | None = None) -> str:
         style_hash=base64.b64encode(hashlib.sha256(css.encode()).digest()).decode(),
         tone=run_tone(summary["guarantee"]["parties"]),
         graph=graph,
-        charts=[chart(summary["table"], column) for column in summary["table"]["columns"]],
+        lines=lines,
+        charts=[] if lines else [chart(summary["table"], column) for column in summary["table"]["columns"]],
+        several_seeds=any(len(c["seeds"]) > 1 for row in summary["table"]["rows"] for c in row["cells"].values()),
         differences={(c["row"], c["metric"]): c for c in summary["table"]["comparisons"]},
         crossed=crossed(summary, roles, graph.numbers),
         samples=[{**s, "columns": list(dict.fromkeys(k for row in s["rows"] for k in row))} for s in summary["samples"]],

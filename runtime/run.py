@@ -29,6 +29,7 @@ from osmotic.schemas.errors import (
     Problem,
     ProtocolError,
     RefusedError,
+    RequireError,
     StoreError,
 )  # fmt: skip
 from osmotic.schemas.pipeline import Until
@@ -38,6 +39,7 @@ FAMILIES: dict[str, type[OsmoticError]] = {
     Code.DATA: DataError,
     Code.POLICY: RefusedError,
     Code.BUDGET: BudgetError,
+    Code.REQUIRE: RequireError,
     Code.MEMBRANE: MembraneError,
     Code.STORE: StoreError,
     Code.COMPONENT: ComponentError,

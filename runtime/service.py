@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from osmotic.plugins.contract import Artifact, Generation, Metrics, Records
-from osmotic.runtime import accounts, membrane
+from osmotic.runtime import accounts, demands, membrane
 from osmotic.runtime.checks import model_fields
 from osmotic.runtime.graph import Instance
 from osmotic.runtime.ledger import now
 from osmotic.runtime.ports import record_call
 from osmotic.runtime.site import Ref, Site
 from osmotic.schemas.artifacts import canonical
-from osmotic.schemas.errors import Code, ComponentError, MembraneError, OsmoticError, Problem, ProtocolFault
+from osmotic.schemas.errors import Code, ComponentError, MembraneError, OsmoticError, Problem, ProtocolFault, RequireError
 from osmotic.schemas.labels import Label
 
 Header = dict[str, Any]
@@ -86,11 +86,14 @@ class Service:
     def _veiled(self, header: Header, error: OsmoticError) -> OsmoticError:
         """Why a task failed may depend on private records: elsewhere, every reason looks the same.
 
-        What the plan alone decides (there is no such task here) keeps its code, and so does a task without private data.
+        What the plan alone decides (there is no such task here) keeps its code, and so does a task without private data,
+        and a bound that a finished task did not keep (`demands` refuses those of private metrics).
         """
         graph = self.site.graph
         task = graph.instances.get(str(header.get("id"))) if graph else None
         if self.local or header.get("op") not in ("run", "alias", "until") or task is None or task.party != self.site.party:
+            return error
+        if isinstance(error, RequireError) and demands.may_tell(self.site, task):
             return error
         return ComponentError() if self._reads_private(task) else error
 
@@ -217,7 +220,7 @@ class Service:
         ref, artifact = self._shown(header, "metrics")
         if not isinstance(artifact, Metrics):
             raise MembraneError(Problem(f"{header['id']}.{header['port']} is not metrics"))
-        return accounts.benchmark(ref), canonical({"values": artifact.values, "outcomes": artifact.outcomes})
+        return accounts.benchmark(ref), canonical(artifact.to_json())
 
     def _samples(self, header: Header, blob: bytes) -> Reply:
         """The first records of an output for the report of the whole: only of benchmark or public data."""

@@ -34,20 +34,26 @@ class GivenConfig(Config):
 
 
 class GivenData(Datasets):
-    """A site's data sets, where one name stands for what was given: no file is read for it."""
+    """A site's data sets, where one name stands for what was given: no file is read for it.
+
+    What was given is copied when it is loaded, so nobody can change it during the call: it is checked and hashed once.
+    """
 
     def __init__(self, of: Datasets, name: str, records: Records | None) -> None:
         super().__init__(of.policy, of.base, of.party)
         self.name, self.records = name, records
+        self._checked, self._content = False, ""
 
     def load(self, name: str) -> tuple[Records, RecordSchema]:
         """The given records, checked like a file's; any other data set as ever."""
         if name != self.name or self.records is None:
             return super().load(name)
         schema = self.schema(name)
-        problems = list(schema.check((f"record {i + 1}", row) for i, row in enumerate(self.records)))
-        if problems:
-            raise DataError(*problems)
+        if not self._checked:
+            problems = list(schema.check((f"record {i + 1}", row) for i, row in enumerate(self.records)))
+            if problems:
+                raise DataError(*problems)
+            self._checked = True
         fields = ["id", *schema.fields]
         return Records([{key: row[key] for key in fields} for row in self.records], fields), schema
 
@@ -55,11 +61,10 @@ class GivenData(Datasets):
         """Of the given content and the schema; `GivenConfig` has the digest of whatever is not records."""
         if name != self.name:
             return super().fingerprint(name)
-        content = ""
-        if self.records is not None:
+        if self.records is not None and not self._content:
             checked, _ = self.load(name)
-            content = digest_of(checked.kind, checked.to_files())
-        return fingerprint([content, self.schema(name).model_dump(mode="json")])
+            self._content = digest_of(checked.kind, checked.to_files())
+        return fingerprint([self._content, self.schema(name).model_dump(mode="json")])
 
 
 @dataclass

@@ -11,18 +11,20 @@ from osmotic import __version__
 from osmotic.plugins.certificate import code_digest
 from osmotic.plugins.contract import Artifact, Gathered
 from osmotic.plugins.host import Registry
-from osmotic.runtime import flow
+from osmotic.runtime import asking, demands, flow, totals
+from osmotic.runtime.charging import EPSILON, cap_of
 from osmotic.runtime.checks import Configs, build_model, datasets_of, model_fields, site_problems
 from osmotic.runtime.context import SiteContext
-from osmotic.runtime.data import Datasets
+from osmotic.runtime.data import Datasets, check_distinct
 from osmotic.runtime.graph import Edge, Graph, Instance
 from osmotic.runtime.keys import RULES, code_of, environment, key_of, why
 from osmotic.runtime.ledger import Ledger
 from osmotic.runtime.load import load_text
 from osmotic.runtime.ports import RemoteModel, adopt_calls
-from osmotic.runtime.releases import Prepared, Releaser, check_cap
+from osmotic.runtime.preparing import Prepared, classes_of
+from osmotic.runtime.releases import Releaser
 from osmotic.runtime.store import Store
-from osmotic.schemas.errors import ComponentError, ConfigError, Problem, RefusedError
+from osmotic.schemas.errors import ComponentError, Problem, RefusedError
 from osmotic.schemas.labels import Label, released
 from osmotic.schemas.messages import fingerprint
 from osmotic.schemas.policy import SitePolicy
@@ -55,6 +57,7 @@ class Site:
         self, party: str, folder: Path, policy: SitePolicy, base: Path, registry: Registry, passing: bool = False,
         vault: Path | None = None,
     ) -> None:  # fmt: skip
+        check_distinct(policy, base, party)
         self.party, self.policy, self.registry = party, policy, registry
         self.ledger = Ledger(folder, passing, vault)
         self.store = Store(folder / "store", passing)
@@ -86,7 +89,7 @@ class Site:
         if self.party not in graph.role_of:
             return [Problem(f"the plan has no party called {self.party!r}")]
         problems = site_problems(graph, configs, self.party, self.datasets)
-        return problems or self._asked(graph, configs)
+        return problems or asking.objections(self, graph, configs) or list(totals.refusals(self, graph, configs))
 
     def take(self, graph: Graph, configs: Configs) -> None:
         """Take a plan that was checked against this party's policy."""
@@ -97,47 +100,15 @@ class Site:
         self._model_keys = {n: m for n, m in self._model_keys.items() if self._model_specs.get(n) == specs.get(n)}
         self._model_specs = specs
 
-    def _asked(self, graph: Graph, configs: Configs) -> list[Problem]:
-        """Mechanisms and budgets that the plan asks of this party's data, before a single record is read."""
-        problems: list[Problem] = []
-        done: set[tuple[Any, ...]] = set()
-        for instance in graph.at(self.party):
-            config = configs.of(instance)
-            mechanism = getattr(config, "mechanism", None)
-            if not isinstance(mechanism, dict) or not hasattr(config, "fields"):
-                continue
-            node = graph.nodes[instance.node]
-            path = (*node.path, "config", "mechanism")
-            where, shown = graph.loaded.source.where(path), ".".join(map(str, path))
-            for dataset in datasets_of(graph, configs, instance):
-                if (instance.node, instance.cell, dataset) in done:  # the same in every round
-                    continue
-                done.add((instance.node, instance.cell, dataset))
-                try:
-                    self._budget(dataset, config)
-                except (ConfigError, RefusedError) as error:
-                    problems += [Problem(p.what, where, shown, p.why, p.fix) for p in error.problems]
-        return list(dict.fromkeys(problems))
-
-    def asked(self, dataset: str, config: Any) -> Prepared:
+    def asked(self, dataset: str, config: Any, graph: Graph | None = None) -> Prepared:
         """The mechanisms that a task's configuration asks for over a data set; nothing is certified or released."""
         schema, base = self.datasets.schema(dataset), self.datasets.base
-        return self.releaser.prepare(config.mechanism, config.fields, schema, base, certified=False)
+        models = asking.OwnModels(self, graph or self.need()[0])
+        return self.releaser.prepare(config.mechanism, config.fields, schema, base, certified=False, models=models)
 
     def cap(self, dataset: str) -> float | None:
         """The most epsilon that a document of a data set may ever cost; None: no cap."""
-        budget = self.policy.budget.get(dataset) or self.policy.budget.get("*")
-        return budget.per_document if budget else None
-
-    def _budget(self, dataset: str, config: Any) -> None:
-        if not self.datasets.has(dataset) or self.datasets.binding(dataset).label == "public":
-            return
-        check_cap(self.policy, dataset)
-        prepared, cap = self.asked(dataset, config), self.cap(dataset)
-        ones = [1] * len(prepared.fields)
-        if cap is not None and prepared.cost(ones) > cap + 1e-9:
-            what = f"{self.party}: epsilon {prepared.cost(ones):g} a document ({prepared.detail(ones)}) is over the cap"
-            raise RefusedError(Problem(what, why=f"cap of {dataset!r}: {cap:g} a document", fix="lower epsilon"))
+        return cap_of(self.policy, dataset, EPSILON)
 
     # ---- running ----
 
@@ -195,9 +166,11 @@ class Site:
         if hasattr(config, "mechanism") or hasattr(config, "fields"):
             bound = [d for d in datasets_of(graph, configs, instance) if self.datasets.has(d)]
             facts["schemas"] = [self.datasets.fingerprint(d) for d in bound]
-        if isinstance(mechanism := getattr(config, "mechanism", None), dict):
-            facts["mechanism"] = [code_digest(self.registry.mechanism(mechanism["name"]))]
-            facts["mechanism"] += [self.datasets.tables(d) for d in bound]
+            facts["tables"] = [self.datasets.tables(d) for d in bound]
+        if isinstance(getattr(config, "mechanism", None), dict):
+            facts["mechanism"] = [code_digest(cls) for cls in classes_of(self.registry, config.mechanism)]
+            if models := asking.mechanism_models(self, graph, config.mechanism):
+                facts["mechanism"].append(models)
         return facts
 
     def seed_of(self, instance: Instance) -> str:
@@ -224,14 +197,18 @@ class Site:
         pipeline = self.need()[0].pipeline
         return pipeline.parties[pipeline.models[name].at][0]
 
+    def own_model(self, name: str) -> Any:
+        """A model at this role, built once."""
+        if name not in self._models:
+            self._models[name] = build_model(self.registry, self.need()[0], name).build()
+        return self._models[name]
+
     def model(self, name: str, instance: Instance, label: Callable[[], Label] | None = None) -> Any:
         """A model of the pipeline: itself when it is at this role, else a port."""
         graph, _ = self.need()
         spec = graph.pipeline.models[name]
         if spec.at == graph.role_of[self.party]:
-            if name not in self._models:
-                self._models[name] = build_model(self.registry, graph, name).build()
-            return self._models[name]
+            return self.own_model(name)
         seen = label or (lambda: self.label_in(instance))
         return RemoteModel(self, instance, name, self.server_of(name), seen)
 
@@ -280,6 +257,7 @@ class Site:
         elif (bound := self.ledger.bound(identity)) is None or bound[0] != key:
             adopt_calls(self, identity, key)
             self.ledger.bind(identity, key, facts)
+        demands.check(self, instance, refs)
         self.results[identity] = refs
         return cached, seconds
 
@@ -303,7 +281,7 @@ class Site:
             party=self.party, task=instance.id, key=key, seed=self.seed_of(instance), noise_seed=graph.pipeline.noise_seed,
             label=label, lineage=datasets_of(graph, configs, instance), datasets=self.datasets, releaser=self.releaser,
             ledger=self.ledger, store=self.store, models=lambda name, label: self.model(name, instance, label),
-            source=self._source_of(instance),
+            source=self._source_of(instance), own_models=asking.OwnModels(self, graph), question=self._question(instance),
             progress=lambda done, total, note: self.progress(instance.id, done, total, note),
         )  # fmt: skip
         arguments = {port: None for port in node.ports}  # an optional input that is not connected
@@ -311,6 +289,21 @@ class Site:
         outputs = dict(component.run(context, **arguments))
         self._check_outputs(instance, outputs)
         return {port: self._keep(instance, port, artifact, context) for port, artifact in outputs.items()}
+
+    def _question(self, instance: Instance) -> str:
+        """What a task asks of its data: the tasks up to it, how they are connected, code, models and seeds; nothing private."""
+        graph, configs = self.need()
+        said = []
+        for identity in sorted(graph.ancestors([instance.id]) | {instance.id}):
+            one = graph.instances[identity]
+            component, config = graph.nodes[one.node].component, configs.of(one)
+            inputs = {port: [edge] if isinstance(edge, Edge) else edge for port, edge in one.inputs.items()}
+            edges = sorted([port, edge.producer, edge.port] for port, several in inputs.items() for edge in several)
+            names = sorted({name for key in model_fields(config) if (name := getattr(config, key)) is not None})
+            models = [[name, self.model_key(name)] for name in names]
+            code = code_of(component.__module__)
+            said.append([identity, component.name, code, configs.raw(one), edges, models, self.seed_of(one)])
+        return fingerprint(said)
 
     def _source_of(self, instance: Instance) -> str | None:
         """The data set that an instance may ask for: a source's own, and nothing for any other component."""

@@ -6,15 +6,22 @@ within a record; they say nothing about other seeds, and the table says so.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
 from typing import Any
 
+from osmotic.runtime.accounts import weakest_first
+from osmotic.runtime.charging import weakest
 from osmotic.runtime.graph import Graph, Instance
 from osmotic.runtime.keys import environment
 from osmotic.runtime.membrane import edge_id
+from osmotic.runtime.nodes import metrics_port, word
+from osmotic.runtime.report_chart import chart_of
 from osmotic.runtime.run import Outcome, ask
 from osmotic.runtime.transports.base import Transport
 from osmotic.schemas.errors import OsmoticError
+from osmotic.schemas.pipeline import Scalar
 
 RESAMPLES = 2000
 
@@ -38,6 +45,7 @@ def summarise(graph: Graph, transport: Transport, outcome: Outcome, parties: Seq
         "description": graph.pipeline.description,
         "guarantee": guarantee,
         "table": table,
+        "chart": chart_of(graph.pipeline, table),
         "graph": drawing(graph),
         "crossings": [vars(c) for c in sorted(outcome.crossings, key=lambda c: c.edge)],
         "samples": samples,
@@ -50,13 +58,28 @@ def summarise(graph: Graph, transport: Transport, outcome: Outcome, parties: Seq
 
 
 def rows_of(graph: Graph) -> dict[str, list[Instance]]:
-    """Row -> instances of the table's task, in the axis' order; '' when the pipeline has no table or no such axis."""
-    name, axis = graph.pipeline.report.table, graph.pipeline.report.rows
-    found: dict[str, list[Instance]] = {str(v): [] for v in graph.pipeline.matrix.get(axis, ())}
-    for instance in graph.instances.values():
-        if name is not None and instance.node == name:
-            found.setdefault(str(dict(instance.cell).get(axis, "all")), []).append(instance)
-    return {row: instances for row, instances in found.items() if instances}
+    """Row -> instances of the table's tasks, in the axes' order; 'all' when no such task spans an axis of the rows.
+
+    A task that spans only some of the axes stands in every row that agrees with it, where another task fills that row.
+    """
+    report, matrix = graph.pipeline.report, graph.pipeline.matrix
+    found = [i for i in graph.instances.values() if i.node in report.table]
+    axes = [a for a in report.rows if any(a in dict(i.cell) for i in found)]
+    if not axes:
+        return {"all": found} if found else {}
+    widest = max(sum(a in dict(i.cell) for a in axes) for i in found)
+    rows: dict[str, list[Instance]] = {}
+    for values in product(*(matrix[a] for a in axes)):
+        here = dict(zip(axes, values, strict=True))
+        fitting = [i for i in found if all(here.get(a, v) == v for a, v in i.cell)]
+        if any(sum(a in dict(i.cell) for a in axes) == widest for i in fitting):
+            rows[row_name(values)] = fitting
+    return rows
+
+
+def row_name(values: Iterable[Scalar]) -> str:
+    """The values of a row's axes as one name."""
+    return ", ".join(word(v) for v in values)
 
 
 def _edges(graph: Graph, ids: "list[str] | set[str]") -> list[str]:
@@ -81,25 +104,49 @@ def _has_data(graph: Graph, party: str) -> bool:
 
 
 def words(accounts: list[dict[str, Any]]) -> str:
-    """A guarantee in words, the document's epsilon first: '24 a document (6 fields x 4)'."""
+    """A guarantee in words, the weakest part first, then every other: '24 a document (6 fields x 4)'."""
     if any(a["word"] == "unprotected" for a in accounts):
         return "unprotected"
     spent = [a for a in accounts if a["word"] != "nothing crosses"]
     if not spent:
         return "nothing crosses"
-    most = max(spent, key=lambda a: a["epsilon"])
     void = sorted({v for a in spent for v in a["void"]})
-    if any(a["word"] == "heuristic" for a in spent):
+    word = weakest(a["word"] for a in spent)
+    most = max((a for a in spent if a["word"] == word), key=_size)
+    if word == "heuristic":
         return "heuristic: no guarantee"
     if void:
-        return f"void: {', '.join(void)} (would be {most['epsilon']:g} a document)"
-    return f"epsilon {most['epsilon']:g} a document ({most['detail']}{_ever(spent, most)}), certified"
+        size = "epsilon not computed" if most["epsilon"] is None else f"{most['epsilon']:g}"
+        return f"void: {', '.join(void)} (would be {size} a {most.get('unit', 'document')})"
+    if word == "certified" and most.get("unit", "document") == "document":
+        return f"epsilon {most['epsilon']:g} a document ({most['detail']}{_ever(spent, most)}), certified"
+    first, *others = _largest_parts(spent)
+    also = [part["text"] for part in others]
+    both = max((a["together"] for a in spent if a.get("together")), key=_size, default=None)
+    also += [both["text"]] if both is not None else []
+    beside = f"; beside it {', '.join(also)}" if also else ""
+    return f"{word}{', ' if word == 'metric' else ': '}{first['text']} ({most['detail']}{_ever(spent, most)}){beside}"
+
+
+def _size(found: dict[str, Any]) -> float:
+    """The epsilon of an account or part; one that was not computed may be any."""
+    return math.inf if found["epsilon"] is None else float(found["epsilon"])
+
+
+def _largest_parts(spent: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The parts of all accounts, the weakest class and the largest epsilon first; of one unit, the largest."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for part in sorted((part for a in spent for part in a["parts"]), key=weakest_first):
+        found.setdefault((part["class"], part["unit"], part["delta"]), part)
+    return list(found.values())
 
 
 def _ever(spent: list[dict[str, Any]], most: dict[str, Any]) -> str:
     """What the documents have cost over all runs, where that is more."""
-    ever = max(a.get("ever", 0.0) for a in spent)
-    return f"; {ever:g} ever" if ever > most["epsilon"] + 1e-9 else ""
+    evers = [a.get("ever", 0.0) for a in spent if a["word"] == most["word"]]
+    if None in evers or most["epsilon"] is None:
+        return ""
+    return f"; {max(evers):g} ever" if max(evers) > most["epsilon"] + 1e-9 else ""
 
 
 def first_line(accounts: list[dict[str, Any]], rows: dict[str, list[dict[str, Any]]]) -> str:
@@ -117,43 +164,57 @@ def _table(
     graph: Graph, transport: Transport, arms: dict[str, list[Instance]], by_row: dict[str, Any]
 ) -> tuple[dict[str, Any], bool]:
     """(the table, whether it shows scores that depend on benchmark data)."""
-    shown = False
     spec = graph.pipeline.report
+    answers, withheld, shown = _measured(graph, transport, [i for found in arms.values() for i in found])
     measured: dict[str, list[dict[str, Any]]] = {}
-    withheld: list[str] = []
     for row, instances in arms.items():
         for instance in instances:
-            port = next(iter(graph.nodes[instance.node].component.outputs))
-            try:
-                reply, body = ask(transport, instance.party, {"op": "metrics", "id": instance.id, "port": port})
-            except OsmoticError:
-                withheld.append(instance.party)
-                continue
-            shown |= bool(reply.get("benchmark"))
-            cell = {a: v for a, v in instance.cell if a != spec.rows}
-            measured.setdefault(row, []).append({"party": instance.party, **cell, **json.loads(body)})
+            if instance.id in answers:
+                cell = {a: v for a, v in instance.cell if a not in spec.rows}
+                measured.setdefault(row, []).append({"party": instance.party, **cell, **answers[instance.id]})
     columns = [{"metric": metric, "title": title} for metric, title in spec.metrics.items()]
     rows = [_row(row, found, columns, words(by_row[row]), row in spec.apart) for row, found in measured.items()]
     first = rows[0]["row"] if rows else ""
+    axes = [a for a in spec.rows if any(a in dict(i.cell) for found in arms.values() for i in found)] or list(spec.rows[:1])
     table = {
-        "axis": spec.rows, "columns": columns, "rows": rows, "withheld": sorted(set(withheld)), "baseline": first,
-        "comparisons": list(_comparisons(measured, columns, first)),
+        "axis": ", ".join(axes), "axes": axes, "columns": columns, "rows": rows, "withheld": sorted(withheld),
+        "baseline": first, "comparisons": list(_comparisons(measured, columns, first)) if spec.compare else [],
     }  # fmt: skip
     return table, shown
+
+
+def _measured(
+    graph: Graph, transport: Transport, instances: list[Instance]
+) -> tuple[dict[str, dict[str, Any]], set[str], bool]:
+    """(metrics by instance, parties that keep theirs back, whether any depend on benchmark data); each is asked for once."""
+    answers: dict[str, dict[str, Any]] = {}
+    withheld: set[str] = set()
+    shown = False
+    for instance in {i.id: i for i in instances}.values():
+        port = metrics_port(graph.nodes[instance.node]) or next(iter(graph.nodes[instance.node].component.outputs))
+        try:
+            reply, body = ask(transport, instance.party, {"op": "metrics", "id": instance.id, "port": port})
+        except OsmoticError:
+            withheld.add(instance.party)
+            continue
+        shown |= bool(reply.get("benchmark"))
+        answers[instance.id] = json.loads(body)
+    return answers, withheld, shown
 
 
 def _row(row: str, found: list[dict[str, Any]], columns: list[dict[str, str]], guarantee: str, apart: bool) -> dict[str, Any]:
     cells = {}
     for column in columns:
         metric = column["metric"]
+        having = [one for one in found if metric in one["values"]]
         seeds: dict[str, list[float]] = {}
-        for one in found:
-            if metric in one["values"]:
-                seeds.setdefault(str(one.get("seed", "")), []).append(one["values"][metric])
+        for one in having:
+            seeds.setdefault(str(one.get("seed", "")), []).append(one["values"][metric])
         per_seed = {seed: sum(v) / len(v) for seed, v in seeds.items()}
         mean = sum(per_seed.values()) / len(per_seed) if per_seed else None
-        each = [{"party": o["party"], "seed": o.get("seed"), "value": o["values"].get(metric)} for o in found]
-        cells[metric] = {"seeds": per_seed, "mean": mean, "each": each}
+        each = [{"party": o["party"], "seed": o.get("seed"), "value": o["values"].get(metric)} for o in having or found]
+        notes = sorted({one["notes"][metric] for one in found if metric in one.get("notes", {})})
+        cells[metric] = {"seeds": per_seed, "mean": mean, "each": each, "note": "; ".join(notes)}
     return {"row": row, "guarantee": guarantee, "apart": apart, "cells": cells}
 
 

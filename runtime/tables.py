@@ -6,6 +6,7 @@ from typing import Any
 
 from osmotic.plugins.contract import Port, config_type, input_ports
 from osmotic.plugins.host import Registry
+from osmotic.runtime.composition import NOT_COMPUTED, size_of
 from osmotic.schemas.errors import ConfigError, Problem, StoreError
 from osmotic.schemas.source import did_you_mean
 
@@ -57,8 +58,12 @@ def _budget(plan: dict[str, Any]) -> list[list[str]]:
     for b in plan["budget"]:
         asked = f"{b['epsilon']:g} ({b['detail']})" if b["epsilon"] is not None else b["detail"]
         again = f"; {b['already_released']} documents released before, free" if b["already_released"] else ""
+        if b.get("cards_missing"):
+            about = f"about {b['seconds']:.0f} s" if b["seconds"] < 90 else f"about {b['seconds'] / 60:.0f} min"
+            again += f"; card missing ({', '.join(b['cards_missing'])}): {about}"
         cap = f"{b['cap']:g}" if b["cap"] else "NO CAP"
-        rows.append([b["party"], b["dataset"], b["task"], asked + again, b["class"], f"{b['spent']:g}", cap])
+        spent = f"{b['spent']:g}" if b["spent"] is not None else NOT_COMPUTED
+        rows.append([b["party"], b["dataset"], b["task"], asked + again, b["class"], spent, cap])
     return rows
 
 
@@ -102,7 +107,8 @@ def _who(crossings: list[dict[str, Any]], end: str) -> str:
 
 
 def _arms(table: dict[str, Any]) -> str:
-    head = [table["axis"], *[f"{c['title']} (each seed) mean" for c in table["columns"]], "what crossed"]
+    several = any(len(cell["seeds"]) > 1 for r in table["rows"] for cell in r["cells"].values())
+    head = [table["axis"], *[c["title"] + (" (each seed) mean" if several else "") for c in table["columns"]], "what crossed"]
     metrics = [c["metric"] for c in table["columns"]]
     cells = {r["row"]: [r["row"], *[_cell(r["cells"][m]) for m in metrics], r["guarantee"]] for r in table["rows"]}
     rows, apart = ([cells[r["row"]] for r in table["rows"] if r["apart"] is aside] for aside in (False, True))
@@ -116,7 +122,9 @@ def _arms(table: dict[str, Any]) -> str:
 
 def _cell(cell: dict[str, Any]) -> str:
     if cell["mean"] is None:
-        return "-"
+        return cell.get("note") or "-"
+    if len(cell["seeds"]) == 1:
+        return f"{cell['mean']:.3f}"
     return " ".join(f"{v:.3f}" for v in cell["seeds"].values()) + f"  {cell['mean']:.3f}"
 
 
@@ -139,12 +147,22 @@ def ledger_text(found: list[dict[str, Any]]) -> str:
         for d in party["datasets"]:
             void = [f" VOID: {r['void']}" if r["void"] else "" for r in d["releases"]]
             details = "; ".join(f"{r['detail']} {r['class']}{v}" for r, v in zip(d["releases"], void, strict=True))
-            cap = f"{d['cap']:g}" if d["cap"] else "NO CAP"
-            spent = f"{d['epsilon_largest']:g} a document"
-            rows.append([party["party"], d["dataset"], str(d["documents"]), spent, cap, details])
+            for unit in d.get("units") or ([] if d.get("record") else [{"text": "0 a document", "cap": d["cap"]}]):
+                cap = f"{unit['cap']:g}" if unit["cap"] else "NO CAP"
+                rows.append([party["party"], d["dataset"], str(d["documents"]), unit["text"], cap, details])
+            if d.get("record"):
+                rows.append([party["party"], d["dataset"], "all", *_record(d["record"]), details])
     if not rows:
         return "nothing was released"
-    return grid(["party", "data set", "documents", "largest epsilon", "cap", "releases"], rows)
+    return grid(["party", "data set", "documents", "spent, at most", "cap", "releases"], rows)
+
+
+def _record(found: dict[str, Any]) -> list[str]:
+    """What all record-level events of a data set come to, and their cap."""
+    cap = found["cap"]
+    events = f"{found['events']} event{'s' if found['events'] > 1 else ''}"
+    spent = f"{size_of(found)} a record ({', '.join(w for w in (events, found['neighbours']) if w)})"
+    return [spent, f"{cap['epsilon']:g}, delta {cap['delta']:g}" if cap else "NO CAP"]
 
 
 def components_values(registry: Registry) -> list[dict[str, Any]]:
@@ -176,7 +194,12 @@ def components_text(values: list[dict[str, Any]]) -> str:
 
 def plugins_values(registry: Registry) -> dict[str, Any]:
     """Everything registered, and what failed."""
-    kinds = {"component": registry.components, "mechanism": registry.mechanisms, "model": registry.models}
+    kinds = {
+        "component": registry.components,
+        "mechanism": registry.mechanisms,
+        "model": registry.models,
+        "table": registry.tables,
+    }
     entries = [
         {"kind": kind, "name": name, "distribution": e.distribution, "version": e.version}
         for kind, table in kinds.items()

@@ -8,6 +8,7 @@ from typing import Any
 
 from osmotic.plugins.host import Registry
 from osmotic.runtime.accounts import summary
+from osmotic.runtime.charging import body_costs, costs_of
 from osmotic.runtime.ledger import Ledger
 from osmotic.runtime.site import Site
 from osmotic.schemas.artifacts import canonical
@@ -47,7 +48,8 @@ def _site(party: str, home: Path, registry: Registry) -> Site:
         caps, vault = json.loads(ledger.recall("caps") or "{}"), ledger.vault
     finally:
         ledger.close()
-    policy = SitePolicy(budget={name: Budget(per_document=cap) for name, cap in caps.items()})
+    given = {name: cap if isinstance(cap, dict) else {"per_document": cap} for name, cap in caps.items()}
+    policy = SitePolicy(budget={name: Budget.model_validate(cap) for name, cap in given.items()})
     return Site(party, folder, policy, Path(), registry, vault=vault)
 
 
@@ -105,7 +107,7 @@ def _head_problems(home: Path) -> list[str]:
 def _bodies(ledger: Ledger, table: str) -> Iterator[dict[str, Any]]:
     """What the rows of a chain say; rows that say nothing readable are left to `chain_problems`."""
     needed = {
-        "charges": {"release", "epsilon", "id", "payload", "dataset", "document", "parameters", "class", "void"},
+        "charges": {"release", "payload", "dataset", "class", "void"},
         "crossings": {"edge", "to", "kind", "direction", "digest", "label"},
     }
     for (body,) in ledger.query(f"SELECT body FROM {table} ORDER BY seq"):
@@ -113,31 +115,67 @@ def _bodies(ledger: Ledger, table: str) -> Iterator[dict[str, Any]]:
             entry = json.loads(body)
         except ValueError:
             continue
-        if isinstance(entry, dict) and needed[table] <= set(entry):
+        if not isinstance(entry, dict) or not needed[table] <= set(entry):
+            continue
+        if table == "crossings" or "event" in entry or {"epsilon", "id", "document", "parameters"} <= set(entry):
             yield entry
 
 
 def _charge_problems(ledger: Ledger) -> list[str]:
-    """Every release has exactly one charge, which says the same of it, and every charge its release."""
+    """Every release and event has exactly one charge, which says the same of it, and every charge its release or event."""
     charged: dict[str, dict[str, Any]] = {}
     twice: list[str] = []
     for entry in _bodies(ledger, "charges"):
         if entry["release"] in charged:
             twice.append(entry["release"])
         charged[entry["release"]] = entry
-    columns = ("epsilon", "id", "payload", "dataset", "document", "parameters")
-    stored: dict[str, dict[str, Any]] = {}
-    for lookup, *values in ledger.query(f"SELECT lookup, {', '.join(columns)} FROM releases"):
-        stored[lookup] = dict(zip(columns, values, strict=True))
+    stored = _releases(ledger) | _events(ledger)
     problems = [f"release {r[:12]} was charged twice" for r in twice]
     problems += [f"release {r[:12]} has no charge" for r in stored if r not in charged]
     problems += [f"charge of {r[:12]} has no release" for r in charged if r not in stored]
     for lookup in sorted(set(stored) & set(charged)):
-        row = {**stored[lookup], "payload": _fingerprint(stored[lookup]["payload"])}
-        wrong = [name for name in columns if row[name] != charged[lookup][name]]
+        said = charged[lookup] if "event" in charged[lookup] else {**charged[lookup], "costs": body_costs(charged[lookup])}
+        wrong = [name for name, value in stored[lookup].items() if name in said and said[name] != value]
+        wrong += ["kind"] if ("event" in said) != ("event" in stored[lookup]) else []
         if wrong:
             problems.append(f"release {lookup[:12]} is not what was charged: {', '.join(wrong)}")
     return problems
+
+
+def _releases(ledger: Ledger) -> dict[str, dict[str, Any]]:
+    """What is stored of each release, by the names that its charge gives."""
+    columns = ("id", "dataset", "document", "parameters", "class", "task")
+    found = {}
+    sql = f"SELECT lookup, payload, epsilon, other, symbols, {', '.join(columns)} FROM releases"
+    for lookup, payload, epsilon, other, symbols, *values in ledger.query(sql):
+        row = dict(zip(columns, values, strict=True))
+        found[lookup] = {**row, "payload": _fingerprint(payload), "costs": _costs(epsilon, other), "symbols": _loaded(symbols)}
+    return found
+
+
+def _events(ledger: Ledger) -> dict[str, dict[str, Any]]:
+    """What is stored of each record-level event, by the names that its charge gives."""
+    found = {}
+    for lookup, dataset, kind, event, payload, task, void in ledger.query(
+        "SELECT lookup, dataset, class, event, payload, task, void FROM events"
+    ):
+        row = {"dataset": dataset, "class": kind, "event": _loaded(event), "task": task, "void": void}
+        found[lookup] = {**row, "payload": fingerprint(payload)}
+    return found
+
+
+def _costs(epsilon: float, other: str) -> Any:
+    try:
+        return costs_of(epsilon, other)
+    except (TypeError, ValueError):
+        return "unreadable"
+
+
+def _loaded(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return "unreadable"
 
 
 def _fingerprint(payload: str) -> str:
@@ -154,19 +192,28 @@ def _set_problems(ledger: Ledger) -> list[str]:
     for ref, lookup in ledger.query("SELECT ref, lookup FROM members"):
         members.setdefault(ref, []).append(lookup)
     problems = []
-    columns = ("dataset", "parameters", "class", "void", "epsilon", "documents", "digest")
+    columns = ("dataset", "parameters", "class", "void", "epsilon", "documents", "digest", "other")
     for ref, *values in ledger.query(f"SELECT ref, {', '.join(columns)} FROM release_sets ORDER BY ref"):
         said = dict(zip(columns, values, strict=True))
         found = members.pop(ref, [])
         bodies = [charged[lookup] for lookup in found if lookup in charged]
-        wrong = [name for name in columns[:4] if any(body[name] != said[name] for body in bodies)]
+        wrong = [name for name in columns[:4] if any(body.get(name, said[name]) != said[name] for body in bodies)]
         wrong += ["documents"] if len(found) != said["documents"] else []
-        wrong += ["epsilon"] if max((body["epsilon"] for body in bodies), default=0.0) != said["epsilon"] else []
+        wrong += ["epsilon"] if _largest(bodies) != _costs(said["epsilon"], said["other"]) else []
         wrong += ["digest"] if fingerprint([said["parameters"], said["digest"]]) != ref else []
         wrong += ["charges"] if len(bodies) < len(found) else []
         if wrong:
             problems.append(f"set {ref[:12]} does not follow from its charges: {', '.join(wrong)}")
     return problems + [f"set {ref[:12]} is missing, its releases are there" for ref in members]
+
+
+def _largest(bodies: list[dict[str, Any]]) -> dict[str, float]:
+    """The largest cost of one release in each unit."""
+    found: dict[str, float] = {}
+    for body in bodies:
+        for unit, amount in ({} if "event" in body else body_costs(body)).items():
+            found[unit] = max(found.get(unit, 0.0), amount)
+    return found
 
 
 def _crossed_problems(ledger: Ledger) -> list[str]:

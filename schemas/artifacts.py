@@ -10,6 +10,7 @@ import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from json.encoder import encode_basestring
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from osmotic.schemas.errors import DataError
@@ -19,11 +20,17 @@ if TYPE_CHECKING:
 
 Files = dict[str, bytes]
 LARGEST = 10_000_000  # records of one table
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def canonical(value: Any) -> bytes:
     """JSON with sorted keys and no spaces, UTF-8; refuses NaN and infinities (ValueError)."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return _CANONICAL.encode(value).encode()
+
+
+def json_text(value: Any) -> str:
+    """A value, mostly a text, as it stands in canonical JSON."""
+    return encode_basestring(value) if type(value) is str else canonical(value).decode()
 
 
 def digest_of(kind: str, files: Files) -> str:
@@ -82,7 +89,8 @@ class Records(Artifact):
         import pyarrow.parquet as pq
 
         columns = self.columns
-        if any(row.keys() != set(columns) for row in self.rows):
+        keys = set(columns)
+        if any(row.keys() != keys for row in self.rows):
             raise DataError("records of one table must have the same keys")
         try:
             table = pa.table({name: [row[name] for row in self.rows] for name in columns})
@@ -147,29 +155,43 @@ class Weights(Artifact):
 class Metrics(Artifact):
     """Declared numbers (name -> finite float) and, optionally, per-record outcomes for paired comparison.
 
-    `outcomes`: name -> one float a test record, in the test set's order.
+    `outcomes`: name -> one float a test record, in the test set's order. `notes`: name -> a word beside the numbers, such as
+    the class of a guarantee; shown in the table like a number, compared with nothing.
     """
 
     kind = "metrics"
 
-    def __init__(self, values: dict[str, float], outcomes: dict[str, list[float]] | None = None) -> None:
+    def __init__(
+        self,
+        values: dict[str, float],
+        outcomes: dict[str, list[float]] | None = None,
+        notes: dict[str, str] | None = None,
+    ) -> None:
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         bad += [name for name, row in (outcomes or {}).items() if not all(math.isfinite(value) for value in row)]
         if bad:
             raise DataError(f"metrics that are not finite numbers: {', '.join(bad)}")
         self.values = dict(values)
         self.outcomes = dict(outcomes or {})
+        self.notes = dict(notes or {})
+        if not all(isinstance(note, str) for note in self.notes.values()):
+            raise DataError("notes of metrics that are not text")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; `notes` only where there are any."""
+        body: dict[str, Any] = {"values": self.values, "outcomes": self.outcomes}
+        return {**body, "notes": self.notes} if self.notes else body
 
     def to_files(self) -> Files:
         """One JSON file."""
-        return {"metrics.json": canonical({"values": self.values, "outcomes": self.outcomes})}
+        return {"metrics.json": canonical(self.to_json())}
 
     @classmethod
     def from_files(cls, files: Files) -> "Metrics":
         """Read and check."""
         body = _read_json(files, "metrics.json")
         try:
-            return cls(body["values"], body["outcomes"])
+            return cls(body["values"], body["outcomes"], body.get("notes"))
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError("metrics.json is damaged: not names with numbers") from error
 

@@ -15,6 +15,7 @@ class Code(StrEnum):
     DATA = "data"
     POLICY = "policy"
     BUDGET = "budget"
+    REQUIRE = "require"
     MEMBRANE = "membrane"
     STORE = "store"
     COMPONENT = "component"
@@ -79,6 +80,12 @@ class BudgetError(RefusedError):
     """A privacy budget would be exceeded (exit code 4)."""
 
     code = Code.BUDGET
+
+
+class RequireError(RefusedError):
+    """A metric does not keep the bound that the pipeline demands (exit code 4)."""
+
+    code = Code.REQUIRE
 
 
 class MembraneError(RefusedError):

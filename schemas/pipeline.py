@@ -7,7 +7,7 @@ References between tasks: ``task`` (its first output), ``task.port``, ``loop.tas
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from osmotic.schemas.base import Config
 
@@ -72,6 +72,21 @@ class Patch(Config):
     skip: bool = Field(False, description="The task does not exist at this value.")
 
 
+class Bound(Config):
+    """What a metric must not pass: at most `max`, at least `min`."""
+
+    max: float | None = Field(None, strict=False, allow_inf_nan=False, description="The largest value allowed.")
+    min: float | None = Field(None, strict=False, allow_inf_nan=False, description="The smallest value allowed.")
+
+    @model_validator(mode="after")
+    def _one(self) -> "Bound":
+        if self.max is None and self.min is None:
+            raise ValueError("give 'max', 'min' or both")
+        if self.max is not None and self.min is not None and self.min > self.max:
+            raise ValueError(f"min {self.min:g} is more than max {self.max:g}")
+        return self
+
+
 class TaskSpec(Config):
     """One component at one role."""
 
@@ -83,6 +98,9 @@ class TaskSpec(Config):
     matrix: tuple[str, ...] = Field((), strict=False, description="Axes that this task spans (inherited from its inputs too).")
     vary: dict[str, dict[str, Patch]] = Field(
         default_factory=dict, description="axis -> value -> patch of inputs and config; names the axis, so spans it."
+    )
+    require: dict[str, Bound] = Field(
+        default_factory=dict, description="metric -> bounds that it must keep; a task that does not keep them fails the run."
     )
 
 
@@ -126,14 +144,35 @@ class ModelSpec(Config):
     config: dict[str, Any] = Field(default_factory=dict)
 
 
+def _several(value: Any) -> Any:
+    """`x` -> [x]; nothing -> []."""
+    return [value] if isinstance(value, str) else [] if value is None else value
+
+
+Names = Annotated[
+    tuple[str, ...], Field(strict=False), BeforeValidator(_several, json_schema_input_type=str | list[str] | None)
+]
+
+
+class ChartSpec(Config):
+    """A chart of two metrics: one point a row of the table, one line through the points of each value of an axis."""
+
+    x: str = Field(description="The metric of the horizontal axis.")
+    y: str = Field(description="The metric of the vertical axis.")
+    by: str = Field(description="The axis whose values are the lines: one of `rows`.")
+    title: str = Field("", description="What stands above it.")
+
+
 class ReportSpec(Config):
     """What the table at the end shows."""
 
-    table: str | None = Field(None, description="The task whose metrics are the rows (one row an arm).")
-    rows: str = Field("arm", description="The axis whose values are the rows.")
+    table: Names = Field((), description="The task, or tasks, whose metrics are the columns.")
+    rows: Names = Field(("arm",), description="The axis, or axes, whose values are the rows.")
     metrics: dict[str, str] = Field(default_factory=dict, description="metric -> column title, in order.")
     apart: tuple[str, ...] = Field((), strict=False, description="Rows that stand apart below the others.")
     samples: dict[str, str] = Field(default_factory=dict, description="title -> task.port of records to show (benchmark only).")
+    compare: bool = Field(True, description="Whether every row is compared with the first, by test record.")
+    chart: ChartSpec | None = Field(None, description="A chart of two metrics of the table.")
 
 
 class Pipeline(Config):

@@ -41,10 +41,26 @@ class DataBinding(Config):
     )
 
 
-class Budget(Config):
-    """Cap of what a data set may spend, ever, over all runs."""
+class RecordBudget(Config):
+    """Cap of the composition of all record-level events (histograms, DP-SGD) of a data set, at its delta."""
 
-    per_document: float = Field(gt=0, strict=False, description="Sum of epsilon of all releases of one document.")
+    epsilon: float = Field(gt=0, strict=False, allow_inf_nan=False)
+    delta: float = Field(0.0, ge=0, lt=1, strict=False, description="0: pure events only.")
+
+
+class Budget(Config):
+    """Caps of what a data set may spend, ever, over all runs; unlike units are capped kind by kind and never added."""
+
+    per_document: float | None = Field(
+        None, gt=0, strict=False,
+        description="Sum of epsilon of all releases of one document; of each kind of unit by itself "
+        "(pure; given the class patterns, all partitions together; nominal).",
+    )  # fmt: skip
+    per_distance: float | None = Field(
+        None, gt=0, strict=False,
+        description="The same for metric mechanisms, per unit of distance; default: per_document.",
+    )  # fmt: skip
+    per_record: RecordBudget | None = Field(None, description="(epsilon, delta) of all histograms and trainings together.")
 
 
 class Waiver(Config):

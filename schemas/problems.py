@@ -58,6 +58,9 @@ def problems_of(error: ValidationError, model: type[BaseModel], source: Source, 
     return list(merged.values())
 
 
+FURTHER = 0.1  # in likeness, than the best guess
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """'did you mean X?' or the list of what is known, or nothing."""
     names = sorted(known)
@@ -68,8 +71,10 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def near(word: str, known: Iterable[str], count: int) -> list[str]:
-    """At most `count` known words that look like the given one, best first."""
-    return difflib.get_close_matches(word, list(known), n=count, cutoff=0.6)
+    """At most `count` known words that look like the given one, best first; none that is much further than the best."""
+    close = difflib.get_close_matches(word, list(known), n=count, cutoff=0.6)
+    alike = [difflib.SequenceMatcher(None, one, word).ratio() for one in close]
+    return [one for one, ratio in zip(close, alike, strict=True) if ratio > alike[0] - FURTHER]
 
 
 def _fix(item: ErrorDetails, model: type[BaseModel]) -> str:

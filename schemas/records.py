@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Record schemas: a record is fields of a public schema, each with a public domain, or free text.
 
-A field with a domain is one symbol; a text field is released token by token over a table. `table` names vectors for the
-domain's symbols (``FILE#KEY``, one row a symbol, in the domain's order): public, used to build neighbour lists.
+A field with a domain is one symbol; a text field is released token by token over a table. `table` names the table of a text
+field, or vectors for a domain's symbols (one row a symbol, in its order). Domains and tables are public by declaration.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,7 +19,12 @@ class FieldSpec(Config):
 
     domain: tuple[str, ...] | None = Field(None, strict=False, description="Every value that the field can take. Public.")
     text: bool = Field(False, description="Free text: released token by token.")
-    table: str | None = Field(None, description="Vectors of the domain's symbols, FILE#KEY, in the domain's order.")
+    table: str | None = Field(
+        None,
+        description="Public. Text: NAME:ARGUMENT of a table plugin (minilm:pieces, glove:50d-20000, smollm2:words, "
+        "transformers:PATH), or FILE.safetensors#KEY or FILE.npy with FILE.txt beside it. "
+        "Domain: vectors of its symbols, FILE.safetensors#KEY or FILE.npy, in its order.",
+    )
 
     @model_validator(mode="after")
     def _one_kind(self) -> "FieldSpec":

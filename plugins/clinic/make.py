@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make the embedded default from a seed: schema, records, lists' tables, tokenizer, teacher and student.
+"""Make the embedded default from a seed: schema, records, lists' tables, tokenizer, teacher, student and a masked model.
 
-``python -m osmotic.plugins.clinic.make --out DIR`` writes ``DIR/data``, ``DIR/teacher`` and ``DIR/student``; a few
-minutes on one core. The data files come out byte for byte the same everywhere; weights do on one machine and one torch
-version. The teacher learns from public sentences with all words, the student's start from common words only.
+``python -m osmotic.plugins.clinic.make --out DIR`` writes ``DIR/data``, ``DIR/teacher``, ``DIR/student`` and ``DIR/masked``
+(``--only masked`` the last alone); a few minutes on one core. The data files come out byte for byte the same everywhere;
+weights do on one machine and one torch version. Teacher and masked model learn from public sentences with all words, the
+student's start from common words only.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from osmotic.plugins.clinic import domain
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import BertForMaskedLM, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 IGNORE = -100
 MAX_POSITIONS = 128
+MASK = "[MASK]"
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,15 @@ TEACHER = Recipe(hidden=128, inner=344, layers=3, heads=4, steps=900, batch=32, 
 STUDENT = Recipe(hidden=96, inner=256, layers=3, heads=4, steps=600, batch=32, learning_rate=3e-3, rare=False, decay=1.0)
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Return the word-level tokenizer; it adds neither a start nor an end token by itself."""
+MASKED = Recipe(hidden=96, inner=256, layers=2, heads=4, steps=900, batch=64, learning_rate=3e-3, rare=True)
+
+
+def build_tokenizer(mask: bool = False) -> PreTrainedTokenizerFast:
+    """Return the word-level tokenizer; it adds no token by itself. mask: with a mask token, the last."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    ids = {word: number for number, word in enumerate(domain.vocabulary())}
+    ids = {word: number for number, word in enumerate([*domain.vocabulary(), *([MASK] if mask else [])])}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=domain.UNK))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -65,6 +70,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         pad_token=domain.PAD,
         unk_token=domain.UNK,
         eos_token=domain.EOS,
+        **({"mask_token": MASK} if mask else {}),
         padding_side="left",
         model_max_length=MAX_POSITIONS,
         clean_up_tokenization_spaces=False,
@@ -163,13 +169,81 @@ def train_public(recipe: Recipe, seed: int, log: bool = True) -> LlamaForCausalL
     return model.eval()
 
 
-def save_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write a directory that ``AutoModelForCausalLM`` and ``AutoTokenizer`` load without a network."""
+def build_masked(recipe: Recipe, seed: int) -> BertForMaskedLM:
+    """Return a freshly initialised BERT of the recipe's size; its last token is the mask."""
+    import torch
+    from transformers import BertConfig, BertForMaskedLM
+
+    torch.manual_seed(seed)
+    words = domain.vocabulary()
+    config = BertConfig(
+        vocab_size=len(words) + 1,
+        hidden_size=recipe.hidden,
+        intermediate_size=recipe.inner,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        max_position_embeddings=MAX_POSITIONS,
+        type_vocab_size=1,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        pad_token_id=words.index(domain.PAD),
+    )
+    return BertForMaskedLM(config)
+
+
+def mask_batch(texts: Sequence[str], rng: random.Random, share: float = 0.2) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ids, attention mask and labels: a share of the words (at least one) masked, all others ignored in the labels."""
+    import torch
+
+    words = domain.vocabulary()
+    ids = {word: number for number, word in enumerate(words)}
+    rows = [[ids[word] for word in domain.words(text)] for text in texts]
+    width = max(len(row) for row in rows)
+    inputs = torch.full((len(rows), width), ids[domain.PAD])
+    labels = torch.full((len(rows), width), IGNORE)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for number, row in enumerate(rows):
+        inputs[number, : len(row)] = torch.tensor(row)
+        mask[number, : len(row)] = 1
+        for place in rng.sample(range(len(row)), max(1, round(share * len(row)))):
+            inputs[number, place], labels[number, place] = len(words), row[place]
+    return inputs, mask, labels
+
+
+def train_masked(recipe: Recipe, seed: int, log: bool = True) -> BertForMaskedLM:
+    """Return a masked model of fresh public sentences, with and without their rationale."""
+    import torch
+
+    torch.set_num_threads(recipe.threads)
+    model = build_masked(recipe, seed)
+    rng = random.Random(seed)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.15, div_factor=10, final_div_factor=100
+    )
+    for step in range(recipe.steps):
+        records = domain.public_records(rng, recipe.batch, rare=recipe.rare)
+        texts = [r["text"] if rng.random() < 0.5 else f"{domain.explain_prompt(r['text'])} {r['rationale']}" for r in records]
+        inputs, mask, labels = mask_batch(texts, rng)
+        loss = model(input_ids=inputs, attention_mask=mask, labels=labels).loss
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        if log and step % 50 == 0:
+            print(f"step {step:4d}  loss {loss.item():.4f}", flush=True)
+    return model.eval()
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write a directory that transformers' Auto classes load without a network."""
     from transformers import GenerationConfig
 
-    model.generation_config = GenerationConfig(
-        do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-    )
+    if model.can_generate():
+        model.generation_config = GenerationConfig(
+            do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+        )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     for path in folder.iterdir():
@@ -199,13 +273,19 @@ def save_data(folder: Path, seed: int) -> None:
 
 
 def make(out: Path, seed: int = domain.SEED) -> None:
-    """Write data, teacher, student and tables below ``out``."""
+    """Write data, teacher, student, tables and the masked model below ``out``."""
     save_data(out / "data", seed)
     tokenizer = build_tokenizer()
     teacher = train_public(TEACHER, seed)
     save_model(teacher, tokenizer, out / "teacher")
     save_tables(teacher, out / "data" / "tables.safetensors")
     save_model(train_public(STUDENT, seed + 1), tokenizer, out / "student")
+    make_masked(out, seed)
+
+
+def make_masked(out: Path, seed: int = domain.SEED) -> None:
+    """Write the masked model below ``out``."""
+    save_model(train_masked(MASKED, seed + 2), build_tokenizer(mask=True), out / "masked")
 
 
 def main() -> None:
@@ -213,8 +293,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write data/, teacher/ and student/ into")
     parser.add_argument("--seed", type=int, default=domain.SEED)
+    parser.add_argument("--only", choices=["masked"], help="make one part alone")
     arguments = parser.parse_args()
-    make(arguments.out, arguments.seed)
+    (make_masked if arguments.only else make)(arguments.out, arguments.seed)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the built-in mechanisms share: the type of epsilon, checks of rows and vectors, exact coin tosses."""
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
+from osmotic.plugins.kept import Same, same
 from osmotic.schemas.errors import ComponentError, ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -42,8 +44,8 @@ def check_rows(rows: "np.ndarray", space: "Space") -> "np.ndarray":
     return rows
 
 
-def unit_vectors(space: "Space", dtype: type[Any]) -> "np.ndarray":
-    """The space's vectors at length 1: dtype [V, d]. Raises ConfigError when they are missing or cannot be normalised."""
+def vector_norms(space: "Space") -> "np.ndarray":
+    """Lengths of the space's vectors: float64 [V]. Raises ConfigError when vectors are missing or have no direction."""
     import numpy as np
 
     if space.vectors is None:
@@ -52,14 +54,43 @@ def unit_vectors(space: "Space", dtype: type[Any]) -> "np.ndarray":
     if vectors.ndim != 2 or len(vectors) != space.size:
         why = f"shape {vectors.shape}, {space.size} symbols"
         raise ConfigError(Problem(f"the space {space.name!r} needs one vector a symbol", why=why))
-    norms = np.empty(len(vectors), dtype=np.float64)
-    for start in range(0, len(vectors), 1024):
-        norms[start : start + 1024] = np.sqrt(np.square(vectors[start : start + 1024].astype(np.float64)).sum(axis=1))
+    key = same(space)
+    norms = _norms(vectors) if key is None else _kept_norms(key)
     bad = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
     if bad.size:
         why = f"{bad.size} such rows, the first is {bad[0]}"
         raise ConfigError(Problem(f"the vectors of the space {space.name!r} have rows that are zero or not finite", why=why))
-    return np.asarray(vectors / norms[:, None], dtype=dtype)
+    return norms
+
+
+@lru_cache(maxsize=8)
+def _kept_norms(key: Same) -> "np.ndarray":
+    import numpy as np
+
+    norms = _norms(np.asarray(key.space.vectors))
+    norms.flags.writeable = False
+    return norms
+
+
+def _norms(vectors: "np.ndarray") -> "np.ndarray":
+    import numpy as np
+
+    norms = np.empty(len(vectors), dtype=np.float64)
+    for start in range(0, len(vectors), 128):  # what stays in a core's cache
+        part = vectors[start : start + 128].astype(np.float64)
+        norms[start : start + 128] = np.sqrt(np.einsum("ij,ij->i", part, part))
+    return norms
+
+
+def unit_vectors(space: "Space", dtype: type[Any]) -> "np.ndarray":
+    """The space's vectors at length 1: dtype [V, d], a copy. Raises ConfigError as `vector_norms` does."""
+    import numpy as np
+
+    norms, vectors = vector_norms(space), np.asarray(space.vectors)
+    unit = np.empty(vectors.shape, dtype=dtype)
+    for start in range(0, len(vectors), 1024):  # no float64 copy of the whole table
+        unit[start : start + 1024] = vectors[start : start + 1024] / norms[start : start + 1024, None]
+    return unit
 
 
 def bernoulli(probability: float, count: int, entropy: "Entropy") -> "np.ndarray":

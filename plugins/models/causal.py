@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Causal language models of transformers: what the built-in model plugins share.
 
-`CausalModel` is a text generator, a scorer and a trainable. A prompt is tokenised with the tokenizer's special tokens (or
-through its chat template), a continuation without any; the two are joined as token ids, in training as in scoring.
+`CausalModel` is a text generator, a scorer, a source of next-token logits and a trainable. A prompt is tokenised with the
+tokenizer's special tokens (or through its chat template), a continuation without any; the two are joined as token ids, in
+training as in scoring.
 """
 
 import copy
@@ -11,14 +12,18 @@ import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from osmotic.plugins.contract import Answer, Config, Generation, Weights
-from osmotic.plugins.models.decoding import by_length, decode, right_pad
+from osmotic.plugins.models import stepping
+from osmotic.plugins.models.decoding import by_length, decode, right_pad, text_of
 from osmotic.schemas.artifacts import canonical
 from osmotic.schemas.errors import ComponentError, ConfigError, Problem
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -54,7 +59,7 @@ def load_module(source: str, config: CausalConfig, **options: Any) -> tuple[Any,
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     try:
-        with _quiet():
+        with quiet():
             settings = AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
             _shorten(settings, config.layers, source)
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
@@ -85,7 +90,7 @@ def _shorten(settings: Any, layers: int | None, source: str) -> None:
         settings.layer_types = settings.layer_types[:layers]
 
 
-class _quiet:  # noqa: N801 - reads as a word where it is used
+class quiet:  # noqa: N801 - reads as a word where it is used
     """No progress bars and load reports while a model is loaded; what was set before comes back."""
 
     def __enter__(self) -> None:
@@ -104,7 +109,7 @@ class _quiet:  # noqa: N801 - reads as a word where it is used
 
 
 class CausalModel:
-    """A loaded model. A TextGenerator, Scorer and Trainable; weights trained from it name its `fingerprint` as base."""
+    """A loaded model. A TextGenerator, Scorer, NextToken and Trainable; weights trained from it name `fingerprint` as base."""
 
     def __init__(self, loaded: tuple[Any, Any], config: CausalConfig, fingerprint: str) -> None:
         self.config = config
@@ -147,6 +152,38 @@ class CausalModel:
             found.append((float(at.gather(1, torch.tensor(tail, dtype=torch.long)[:, None]).sum()), len(tail)))
         return found
 
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens: columns of the logits."""
+        return stepping.columns(self.module)
+
+    @property
+    def end(self) -> int:
+        """The token that ends an answer; -1, which never comes, where the tokenizer has none."""
+        end = self.tokenizer.eos_token_id
+        return -1 if end is None else int(end)
+
+    def start(self, prompts: Sequence[str]) -> "tuple[stepping.Stepping, np.ndarray]":
+        """(state, float32 [n, vocabulary] logits of the token after each prompt). Raises ComponentError for unfit prompts."""
+        rows = [self._fit(i, ids, 1) for i, ids in enumerate(self.encode_prompts(prompts))]
+        pad = self.tokenizer.pad_token_id
+        return stepping.start(self.module, rows, 0 if pad is None else pad)
+
+    def fits(self, prompt: str, new: int) -> bool:
+        """Whether a prompt has a token, and room in the model for `new` ones after it."""
+        ids = self.encode_prompts([prompt])[0]
+        most = self.config.max_prompt_tokens
+        held, positions = len(ids) if most is None else min(len(ids), most), self._positions()
+        return held > 0 and (positions is None or held + new <= positions)
+
+    def advance(self, state: stepping.Stepping, tokens: Sequence[int]) -> "tuple[stepping.Stepping, np.ndarray]":
+        """(state, logits) after one more token for each prompt; the state given is used up."""
+        return stepping.advance(self.module, state, tokens)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Tokens as text, without special ones."""
+        return text_of(tokens, self.tokenizer)
+
     def trainable(self) -> tuple[Any, Any]:
         """A fresh float32 copy of the module (with untrained adapters where configured) and the tokenizer."""
         module = copy.deepcopy(self.module).float()
@@ -177,8 +214,11 @@ class CausalModel:
         more = listed if isinstance(listed, list) else [listed]
         return frozenset(i for i in (self.tokenizer.eos_token_id, *more) if i is not None)
 
+    def _positions(self) -> int | None:
+        return getattr(self.module.config, "max_position_embeddings", None)
+
     def _fit(self, index: int, ids: list[int], new: int) -> list[int]:
-        positions = getattr(self.module.config, "max_position_embeddings", None)
+        positions = self._positions()
         if self.config.max_prompt_tokens is not None:
             ids = ids[-self.config.max_prompt_tokens :]
         if not ids:

@@ -126,17 +126,18 @@ def _extend(rows: Sequence[_Row], chosen: Iterable[int], tokenizer: Any, how: Ge
     for row, token in zip(rows, chosen, strict=True):
         row.ids.append(token)
         if token in ends:
-            row.text = _text(row.ids[:-1], tokenizer)
+            row.text = text_of(row.ids[:-1], tokenizer)
         elif how.stop:
-            text = _text(row.ids, tokenizer)
+            text = text_of(row.ids, tokenizer)
             found = [text.index(stop) for stop in how.stop if stop in text]
             row.text = text[: min(found)] if found else None
 
 
-def _text(ids: Sequence[int], tokenizer: Any) -> str:
+def text_of(ids: Sequence[int], tokenizer: Any) -> str:
+    """Tokens as text, without special ones."""
     return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def _answer(row: _Row, tokenizer: Any) -> Answer:
-    text = row.text if row.text is not None else _text(row.ids, tokenizer)
+    text = row.text if row.text is not None else text_of(row.ids, tokenizer)
     return Answer(text, row.text is not None, len(row.ids))

@@ -36,7 +36,7 @@ class SmolLm2(ModelPlugin[SmolLm2Config]):
     """The shipped SmolLM2: a teacher as it is; with ``layers: 4``, ``chat: false`` and adapters, a student."""
 
     name = "smollm2"
-    provides: ClassVar[frozenset[str]] = frozenset({"text_generator", "scorer", "trainable"})
+    provides: ClassVar[frozenset[str]] = frozenset({"text_generator", "scorer", "next_token", "trainable"})
 
     def fingerprint(self) -> str:
         """SHA-256 of the shipped file and of the settings."""

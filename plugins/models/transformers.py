@@ -31,7 +31,7 @@ class TransformersModel(ModelPlugin[TransformersConfig]):
     """Any decoder-only model that transformers loads without code of its own."""
 
     name = "transformers"
-    provides: ClassVar[frozenset[str]] = frozenset({"text_generator", "scorer", "trainable"})
+    provides: ClassVar[frozenset[str]] = frozenset({"text_generator", "scorer", "next_token", "trainable"})
 
     def fingerprint(self) -> str:
         """SHA-256 of the files' contents (or the hub name and revision) and of the settings."""
@@ -49,16 +49,19 @@ class TransformersModel(ModelPlugin[TransformersConfig]):
         return CausalModel(load_module(source, self.config, **options), self.config, self.fingerprint())
 
     def _folder(self) -> Path | None:
-        """The local directory; None for a name of the hub."""
-        path = self.config.path
-        if path.startswith("osmotic:"):
-            return resolve(f"{path}/config.json", Path.cwd()).parent
-        folder = Path(path).expanduser()
-        if folder.is_dir():
-            return folder
-        if path.startswith(("/", ".", "~")) or path.count("/") > 1:
-            raise ConfigError(Problem(f"no such model directory: {path!r}", fix="give a directory that holds config.json"))
-        return None
+        return local_folder(self.config.path)
+
+
+def local_folder(path: str) -> Path | None:
+    """The directory of a model's path; None for a name of the hub. Raises ConfigError when there is no such directory."""
+    if path.startswith("osmotic:"):
+        return resolve(f"{path}/config.json", Path.cwd()).parent
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if path.startswith(("/", ".", "~")) or path.count("/") > 1:
+        raise ConfigError(Problem(f"no such model directory: {path!r}", fix="give a directory that holds config.json"))
+    return None
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -57,6 +57,43 @@ def test_anything_but_one_answer_a_prompt_is_told(change, message):
         run({}, inputs)
 
 
+def subset(*left_out):
+    """Tables of nine records; the second attempt left some out of key and rationales."""
+    inputs = tables(9)
+    for name, column in (("key", "released"), ("rationales", "id")):
+        inputs[name].rows[:] = [row for row in inputs[name] if row[column] not in left_out]
+    return inputs
+
+
+def test_a_partial_key_says_which_records_are_meant():
+    rows = run({"partial": True}, subset("x0", "x4", "x8")).rows
+    assert rows == [
+        {"id": f"r{i}", "rationale": f"because {i}", "prompt": f"p{i}", "finished": i % 2 == 0} for i in (1, 2, 3, 5, 6, 7)
+    ]
+    assert run({"partial": True}, tables(9)).rows == run({}, tables(9)).rows
+    model = testing.FakeTextGenerator(lambda prompt: prompt.splitlines()[2])
+    decoded = run({**EXPONENTIAL, "partial": True}, subset("x0"), testing.FakeContext(models={"slm": model})).rows
+    assert [(row["id"], row["rationale"]) for row in decoded] == [(f"r{i}", f"Q: s{i}") for i in range(1, 9)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t["rationales"].rows.pop(), "1 of 6 prompts have no rationales: 'x"),
+        (lambda t: t["key"].rows.pop(), "1 of 6 rationales belong to no prompt"),
+        (lambda t: t["records"].rows.pop(1), "1 of 6 prompts belong to no record: 'r1'"),
+        (lambda t: t["records"].rows.append({"id": "r0", "sign": "s"}), "1 records came more than once: 'r0'"),
+    ],
+)
+def test_a_partial_key_lets_nothing_else_pass(change, message):
+    inputs = subset("x0", "x4", "x8")
+    with pytest.raises(DataError, match="3 of 9 records have no prompts: 'r0', 'r4', 'r8'"):
+        run({}, inputs)
+    change(inputs)
+    with pytest.raises(DataError, match=message):
+        run({"partial": True}, inputs)
+
+
 def test_exponential_shows_the_demonstration_and_the_real_question():
     model = testing.FakeTextGenerator(lambda prompt: " fits " + prompt.splitlines()[2])
     context = testing.FakeContext(models={"slm": model})
@@ -102,7 +139,7 @@ def test_a_model_that_loses_an_answer_is_found_out():
     "config",
     [
         {"strategy": "exponential"}, {"strategy": "exponential", "model": "slm"}, {"model": "slm"}, {"template": "x"},
-        {"strategy": "magic"}, {"max_new_tokens": 0}, {"alpha": 1},
+        {"strategy": "magic"}, {"max_new_tokens": 0}, {"alpha": 1}, {"partial": "yes"},
     ],
 )  # fmt: skip
 def test_wrong_configurations_are_refused(config):

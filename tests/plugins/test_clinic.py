@@ -130,7 +130,7 @@ def test_making_the_data_again_gives_the_same_bytes(tmp_path):
 
 
 def test_package_stays_small():
-    files = [path for folder in ("data", "teacher", "student") for path in (CLINIC / folder).iterdir()]
+    files = [path for folder in ("data", "teacher", "student", "masked") for path in (CLINIC / folder).iterdir()]
     assert sum(len(path.read_bytes()) for path in files) < 6_000_000
 
 
@@ -173,6 +173,27 @@ def test_student_loads_and_shares_the_tokenizer(teacher):
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     assert tokenizer.get_vocab() == teacher[1].get_vocab()
     assert student.num_parameters() < teacher[0].num_parameters()
+
+
+def test_the_masked_model_shares_the_tokens_and_has_the_mask_last(teacher):
+    transformers = pytest.importorskip("transformers")
+    with importlib.resources.as_file(CLINIC / "masked") as folder:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    words = domain.vocabulary()
+    assert tokenizer.get_vocab() == {**teacher[1].get_vocab(), make.MASK: len(words)}
+    ids = tokenizer(f"from {make.MASK}, seen").input_ids
+    assert tokenizer.convert_ids_to_tokens(ids) == ["from", make.MASK, ",", "seen"]
+
+
+def test_masking_hides_a_fifth_and_learns_nothing_else():
+    import random
+
+    torch = pytest.importorskip("torch")
+    texts = [record["text"] for record in domain.public_sample()]
+    inputs, mask, labels = make.mask_batch(texts, random.Random(1))
+    hidden = inputs == len(domain.vocabulary())
+    assert torch.equal(hidden, labels != make.IGNORE) and not (hidden & (mask == 0)).any()
+    assert (hidden.sum(1) >= 1).all() and 0.15 < hidden.sum() / mask.sum() < 0.25
 
 
 def test_tables_are_rows_of_the_teacher(teacher):

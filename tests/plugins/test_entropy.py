@@ -38,9 +38,14 @@ def test_uniform_never_gives_zero_or_one() -> None:
 
 
 def test_integers_reject_the_unfair_rest() -> None:
-    """2^64 = 1 mod 3: the single last word must be drawn again."""
-    assert Script((1 << 64) - 1, 5).integers(3, 1).tolist() == [2]
+    """2^32 = 2^64 = 1 mod 3: the single last word must be drawn again. Ranges up to 2^32 take half a word, the lower first."""
+    full = (1 << 32) - 1
+    assert Script(full << 32 | full, 5).integers(3, 1).tolist() == [2]
+    assert Script(full << 32 | 4, 5).integers(3, 2).tolist() == [1, 2]
+    assert Script(full << 32 | full).integers(1 << 32, 2).tolist() == [full, full]
     assert Script((1 << 64) - 1).integers(1 << 63, 1).tolist() == [(1 << 63) - 1]
+    odd = (1 << 32) + 1  # 2^64 = 1 modulo it
+    assert Script((1 << 64) - 1, odd + 7).integers(odd, 1).tolist() == [7]
 
 
 @pytest.mark.parametrize("high", [0, -1, (1 << 63) + 1])

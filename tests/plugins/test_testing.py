@@ -17,6 +17,8 @@ from osmotic.plugins.contract import (
     Component,
     Config,
     Document,
+    DocumentMechanism,
+    Drawn,
     Gathered,
     Generation,
     Mechanism,
@@ -25,9 +27,13 @@ from osmotic.plugins.contract import (
     Outputs,
     Records,
 )
+from osmotic.plugins.mechanisms.custext import CusText
 from osmotic.plugins.mechanisms.exponential import Exponential
 from osmotic.plugins.mechanisms.list_rr import ListRandomisedResponse
-from osmotic.schemas.errors import ComponentError, ConfigError, OsmoticError, RefusedError
+from osmotic.plugins.mechanisms.mixture import Mixture
+from osmotic.plugins.mechanisms.santext import SanText
+from osmotic.plugins.mechanisms.santext_plus import SanTextPlus
+from osmotic.schemas.errors import ComponentError, ConfigError, DataError, OsmoticError, RefusedError
 from osmotic.schemas.guarantees import Guarantee
 from osmotic.schemas.records import FieldSpec, RecordSchema
 
@@ -249,6 +255,7 @@ def test_fakes_are_models_that_fit():
     testing.check_model(model(testing.FakeScorer, ["scorer"]), {})
     testing.check_model(model(testing.FakeMaskedLM, ["masked_lm"]), {})
     testing.check_model(model(testing.FakeEmbedder, ["embedder"]), {})
+    testing.check_model(model(testing.FakeNextToken, ["next_token"]), {})
 
 
 @pytest.mark.parametrize(
@@ -350,3 +357,151 @@ def test_blind_changes_ids_and_order_and_nothing_else():
     blinded, key = testing.FakeContext().blind(ROWS, ["x"])
     home = {row["released"]: row["id"] for row in key}
     assert sorted((home[row["id"]], row["x"]) for row in blinded) == [(row["id"], row["x"]) for row in ROWS]
+
+
+def test_a_second_attempt_is_another_draw_and_a_first_again_is_not():
+    context = testing.FakeContext(record_schema=SCHEMA, mechanisms={"honest": Honest})
+    own = Records([{"id": str(i), "d": "abc"[i % 3]} for i in range(200)])
+
+    def draw(attempt, **more):
+        context.released = 0
+        released, key = context.release(own, ["d"], {"name": "honest", "epsilon": 2.0}, attempt=attempt, **more)
+        home = {row["released"]: row["id"] for row in key}
+        return {home[row["id"]]: row["d"] for row in released}
+
+    assert draw(1) == draw(1) != draw(2)
+    for wrong in (0, True, "1"):
+        with pytest.raises(ConfigError, match="attempt"):
+            draw(wrong)
+
+
+def test_a_released_bit_chooses_and_nothing_else():
+    context = testing.FakeContext(record_schema=SCHEMA)
+    own = Records([{"id": str(i), "d": "a"} for i in range(2_000)])
+    bits, key = context.feedback(own, {str(i): i < 1_000 for i in range(2_000)}, 1.0)
+    home = {row["released"]: row["id"] for row in key}
+    yes = {home[row["id"]] for row in bits if row["bit"] == "yes"}
+    share = sum(int(i) < 1_000 for i in yes) / 1_000
+    assert share == pytest.approx(math.e / (math.e + 1), abs=0.085)  # 6 standard errors
+    chosen = Records([row for row in own if row["id"] in yes])
+    assert len(context.release(chosen, ["d"], {"name": "any"}, chosen=(bits, key))[0]) == len(yes)
+    with pytest.raises(RefusedError, match="whose bit is 'yes'"):
+        context.release(own, ["d"], {"name": "any"}, chosen=(bits, key))
+    with pytest.raises(DataError, match="one bit"):
+        context.feedback(own, {"0": True}, 1.0)
+    for wrong in (0, -1.0, float("nan"), True, "1"):
+        with pytest.raises(ConfigError, match="epsilon"):
+            context.feedback(own, {str(i): True for i in range(2_000)}, wrong)
+
+
+def test_counts_get_noise_of_the_stated_scale():
+    """Discrete Laplace of scale 20: standard deviation 28.3; the mean of 300 absolute errors is 20 within 6 standard errors."""
+    own = Records([{"id": str(i), "d": "ab"[i % 2]} for i in range(100)])
+    errors = []
+    for seed in range(100):
+        rows = testing.FakeContext(record_schema=SCHEMA, seed=seed).histogram(own, "d", {"name": "laplace", "epsilon": 0.1})
+        assert [row["value"] for row in rows] == ["a", "b", "c"]
+        errors += [abs(row["count"] - true) for row, true in zip(rows, (50, 50, 0), strict=True)]
+    assert sum(errors) / 300 == pytest.approx(20, abs=7)
+    context = testing.FakeContext(record_schema=SCHEMA)
+    rows = context.histogram(own, "d", {"name": "gaussian", "epsilon": 1, "delta": 1e-6})
+    assert all(isinstance(row["count"], int) for row in rows)
+    for field, noise in (("x", {"name": "laplace", "epsilon": 1}), ("d", {"name": "laplace", "epsilon": 0}), ("dd", {})):
+        with pytest.raises(ConfigError):
+            context.histogram(own, field, noise)
+
+
+def test_a_mechanism_for_analysis():
+    context = testing.FakeContext(record_schema=SCHEMA, mechanisms={"honest": Honest, "mix": Mixture})
+    assert context.mechanism({"name": "honest", "epsilon": 1.0}, "d").space.symbols == ("a", "b", "c")
+    wrapped = {"name": "mix", "epsilon": 1.0, "t_max": 0.5, "inner": {"name": "honest", "epsilon": 3.0}}
+    assert isinstance(context.mechanism(wrapped, "d").inner, Honest) and context.released == 0
+    for wrong in ({"name": "honst", "epsilon": 1.0}, {**wrapped, "inner": {"name": "none"}}):
+        with pytest.raises(ConfigError, match="unknown mechanism"):
+            context.mechanism(wrong, "d")
+
+
+# ---- classes of mechanisms -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cls", "config", "kind"),
+    [
+        (SanText, {"epsilon": 1.0}, "metric"),
+        (CusText, {"epsilon": 2.0, "k": 4}, "partition"),
+        (SanTextPlus, {"epsilon": 3.0, "w": 0.5}, "heuristic"),
+        (Mixture, {"epsilon": 3.0, "inner": {"name": "rantext", "epsilon": 1.0}}, "certified"),
+    ],
+)
+def test_every_class_of_mechanism_can_be_checked(cls, config, kind):
+    card = testing.check_mechanism(cls, config)
+    assert card.declared.mechanism_class == kind and card.holds == (kind != "heuristic")
+    assert bool(card.inner) == cls.wraps
+
+
+def test_an_inner_mechanism_of_ones_own():
+    config = {"epsilon": 3.0, "inner": {"name": "honest", "epsilon": 9.0}}
+    assert testing.check_mechanism(Mixture, config, mechanisms={"honest": Honest}).holds
+    with pytest.raises(ConfigError, match="unknown mechanism 'honest'"):
+        testing.check_mechanism(Mixture, config)
+
+
+class Steps(DocumentMechanism[EpsilonConfig]):
+    """Each field through randomised response at its share of epsilon."""
+
+    name = "steps"
+    together = False
+    spends = 1.0
+
+    def guarantee(self):
+        return Guarantee(mechanism_class="certified", epsilon=self.config.epsilon, unit="document")
+
+    def parts(self):
+        return [Honest(EpsilonConfig(epsilon=self.config.epsilon / len(self.slots)), slot.space) for slot in self.slots]
+
+    def sample(self, documents, entropy):
+        from osmotic.plugins import spaces
+
+        columns = []
+        for i, (slot, part) in enumerate(zip(self.slots, self.parts(), strict=True)):
+            flat, lengths = spaces.encode(slot.space, [texts[i] for texts in documents])
+            if self.together and len(documents):
+                flat = np.full_like(flat, flat[-1])
+            columns.append((spaces.decode(slot.space, part.sample(flat, entropy), lengths), lengths.tolist()))
+        spent = self.spends * self.config.epsilon
+        return [
+            Drawn(tuple(texts[n] for texts, _ in columns), spent, tuple(counts[n] for _, counts in columns))
+            for n in range(len(documents))
+        ]
+
+
+def test_documents_that_fit_pass_and_give_their_card():
+    card = testing.check_document(Steps, {"epsilon": 4.0})
+    assert card.holds and card.declared.unit == "document" and len(card.parts) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"together": True}, "depends on the others of its batch"),
+        ({"spends": 1.5}, "spent more than the guarantee says"),
+        ({"spends": float("nan")}, "spent more than the guarantee says"),
+        ({"sample": lambda self, documents, entropy: [1]}, "empty list for an empty list"),
+        ({"sample": lambda self, documents, entropy: []}, "one Drawn a document"),
+        ({"sample": lambda self, d, entropy: [Drawn(("x",), 0.0, (1,)) for _ in d]}, "a number of symbols for each slot"),
+        ({"guarantee": Honest.guarantee, "claim": 1.0}, "must be per document"),
+        ({"__init__": lambda self, c, s, model: [DocumentMechanism.__init__(self, c, s, model), model("slm")]}, "no model"),
+    ],
+)
+def test_documents_that_do_not_fit_are_told(changes, message):
+    made = type("Made", (Steps,), changes)
+    with pytest.raises((testing.ConformanceError, ConfigError), match=message):
+        testing.check_document(made, {"epsilon": 8.0})
+
+
+def test_a_document_mechanism_in_the_context():
+    context = testing.FakeContext(record_schema=SCHEMA, mechanisms={"steps": Steps})
+    own = Records([{"id": str(i), "d": "abc"[i % 3]} for i in range(30)])
+    released, key = context.release(own, ["d"], {"name": "steps", "epsilon": 50.0})
+    home = {row["released"]: row["id"] for row in key}
+    assert {home[row["id"]]: row["d"] for row in released} == {row["id"]: row["d"] for row in own}  # e^-50: nothing flips

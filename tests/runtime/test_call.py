@@ -91,7 +91,7 @@ def test_mistakes_are_located(tmp_path: Path) -> None:
             osmotic.call(*arguments, site=policy(), home=tmp_path, **more)
         return str(caught.value)
 
-    assert "did you mean 'dp_sanitizer'?" in message("dp_sanitiser", Records(ROWS), CONFIG)
+    assert "did you mean 'dp_sanitizer'" in message("dp_sanitiser", Records(ROWS), CONFIG)
     assert "tasks.called.config.fields" in message("dp_sanitizer", Records(ROWS), {**CONFIG, "fields": ["color"]})
     assert "did you mean 'records'?" in message("dp_sanitizer", None, CONFIG, inputs={"record": Records(ROWS)})
     assert "cannot be written as JSON" in message("dp_sanitizer", Records(ROWS), {"fields": {1, 2}})

@@ -155,7 +155,8 @@ def test_catalogues() -> None:
     assert loader["outputs"] == {"records": "records (source)"} and "data" in loader["config"]
     assert "takes records: records" in osmotic("components").stdout
     plugins = json.loads(osmotic("plugins", "--json").stdout)
-    assert plugins["failures"] == {} and {"component", "mechanism", "model"} == {e["kind"] for e in plugins["registered"]}
+    kinds = {e["kind"] for e in plugins["registered"]}
+    assert plugins["failures"] == {} and kinds == {"component", "mechanism", "model", "table"}
     assert "list-rr" in osmotic("plugins").stdout
 
 

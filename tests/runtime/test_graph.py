@@ -458,7 +458,7 @@ def test_problems_come_together(graph: Build) -> None:
 
 
 def test_a_plugin_that_failed_to_load_is_quoted(pieces: Registry) -> None:
-    broken = Registry(pieces.components, pieces.mechanisms, pieces.models, {"garden": "ImportError: no trowel"})
+    broken = Registry(pieces.components, pieces.mechanisms, pieces.models, failures={"garden": "ImportError: no trowel"})
     text = "osmotic: 1\nname: toy\nparties: {server: hub}\ntasks: {a: {component: dig, at: server}}"
     with pytest.raises(ConfigError, match=r"plugin 'garden' could not be loaded: ImportError: no trowel"):
         Graph(load_text(text, "toy.yaml"), broken)
@@ -485,3 +485,33 @@ tasks:
 def test_a_plan_with_too_many_runs_is_refused(graph: Build, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("osmotic.runtime.unrolling.LIMIT", 100)
     assert "the plan has more than 100 task runs" in problem(graph, text)
+
+
+SWEPT = """
+matrix: {way: [plain, deep], step: [1, 2]}
+tasks:
+  a:
+    component: make
+    at: server
+    config: {value: {name: "${matrix.way}", step: "${matrix.step}", k: 3}}
+    vary:
+      step: {2: {config: {value: {k: 5, last: step}}}}
+      way: {deep: {config: {value: {k: 4}}}}
+"""
+
+
+def test_two_axes_patch_one_configuration_in_the_order_of_the_matrix(graph: Callable[..., Graph]) -> None:
+    made = graph(SWEPT)
+    found = [made.config_of(made.nodes["a"], i.cell)["value"] for i in made.instances.values()]
+    assert found == [
+        {"name": "plain", "step": 1, "k": 3},
+        {"name": "plain", "step": 2, "k": 5, "last": "step"},
+        {"name": "deep", "step": 1, "k": 4},
+        {"name": "deep", "step": 2, "k": 5, "last": "step"},
+    ]
+
+
+def test_set_may_take_away_a_value_that_has_a_patch(graph: Callable[..., Graph]) -> None:
+    assert len(graph(SWEPT, "matrix.way=[plain]").instances) == 2
+    with pytest.raises(ConfigError, match="the axis 'way' has no value 'deep'"):
+        graph(SWEPT.replace("[plain, deep]", "[plain, deeper]"))

@@ -12,10 +12,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from osmotic.plugins.host import Registry
+from osmotic.plugins.mechanisms.list_rr import ListRandomisedResponse
 from osmotic.runtime.ledger import Ledger
 from osmotic.runtime.releases import Releaser
 from osmotic.runtime.verifying import _charge_problems
-from osmotic.schemas.artifacts import Records
+from osmotic.schemas.artifacts import Records, canonical
 from osmotic.schemas.errors import BudgetError, ConfigError, RefusedError, StoreError
 from osmotic.schemas.policy import Budget, SitePolicy
 from osmotic.schemas.records import FieldSpec, RecordSchema
@@ -393,3 +394,53 @@ def test_the_length_of_texts_is_named(tmp_path: Path, toys: Registry, notes: Rec
     details = {detail for (detail,) in home.ledger.query("SELECT detail FROM release_sets")}
     assert details == {"at most 2 tokens x 1, for texts of equal released length", "2 fields x 2"}
     home.ledger.close()
+
+
+def test_what_is_written_is_canonical_json_of_what_it_says(tmp_path: Path, toys: Registry) -> None:
+    home = Home(tmp_path / 'a "quoted"\u2028 home', toys)
+    records = Records([{"id": 'r"1\n\u00e9', "colour": "red", "size": "s"}, {"id": "r2", "colour": "blue", "size": "m"}])
+    home.release(records, dataset='d\\"\u00e9')
+    home.release(records, {"name": "list-rr", "epsilon": 0.1, "k": 1}, fields=("size",), dataset='d\\"\u00e9')
+    for body, hash_ in home.ledger.query("SELECT body, hash FROM charges"):
+        entry = json.loads(body)
+        assert canonical(entry).decode() == body and len(hash_) == 64
+        assert set(entry) == {
+            "time", "dataset", "document", "release", "epsilon", "other", "id", "symbols", "payload", "unit", "class",
+            "mechanism", "parameters", "void", "task",
+        }  # fmt: skip
+    assert home.ledger.chain_problems() == _charge_problems(home.ledger) == []
+    parameters = home.ledger.query("SELECT parameters FROM releases WHERE epsilon>1")[0][0]
+    for row in records:
+        content = [["colour", row["colour"]], ["size", row["size"]]]
+        lookup = home.ledger.secret_hash(["release", 'd\\"\u00e9', row["id"], content, parameters, None])
+        document = home.ledger.secret_hash(["document", 'd\\"\u00e9', row["id"]])
+        assert home.ledger.query("SELECT document FROM releases WHERE lookup=?", (lookup,)) == [(document,)]
+
+
+def test_other_attempts_and_seeds_have_their_own_key(home: Home) -> None:
+    prepared = home.releaser.prepare(RR, ("colour",), SCHEMA, Path(), certified=True)
+    for attempt, seed in ((1, None), (2, None), (1, 7), (3, 7)):
+        pair = home.releaser._identify(rows(1), prepared, "d", seed, attempt)[0]
+        parts = ["release", "d", "r0", [["colour", "red"]], prepared.parameters, seed]
+        assert pair[0] == home.ledger.secret_hash(parts if attempt == 1 else [*parts, attempt])
+
+
+def test_more_documents_than_a_chunk_are_found_again(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("osmotic.runtime.releases.CHUNK", 7)
+    first, _ = home.release(rows(30))
+    again, _ = home.release(rows(40))
+    assert home.charges() == 40 and {r["id"] for r in first} < {r["id"] for r in again}
+
+
+def test_lists_are_completed_at_sites_of_several_threads_alone(
+    tmp_path: Path, toys: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(ListRandomisedResponse, "complete_lists", lambda self: asked.append(self.space.name))
+    mixed = {"name": "mixture", "epsilon": 2, "inner": RR, "t_max": 0.5}
+    Home(tmp_path / "one", toys).release(rows(2), mixed)
+    seeded = Home(tmp_path / "seeded", toys, threads=2)
+    seeded.release(rows(2), seed=1)
+    assert asked == []
+    Home(tmp_path / "two", toys, threads=2).release(rows(2), mixed)
+    assert asked == ["colour", "size"]

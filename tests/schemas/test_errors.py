@@ -30,7 +30,9 @@ def test_exit_codes_are_documented_and_never_zero() -> None:
 
 
 def test_a_refusal_is_caught_as_one_but_keeps_its_code() -> None:
-    assert {e.code for e in families() if issubclass(e, errors.RefusedError)} == {Code.POLICY, Code.BUDGET, Code.MEMBRANE}
+    assert {e.code for e in families() if issubclass(e, errors.RefusedError)} == {
+        Code.POLICY, Code.BUDGET, Code.MEMBRANE, Code.REQUIRE,
+    }  # fmt: skip
     assert {e.exit_code for e in families() if issubclass(e, errors.RefusedError)} == {4}
 
 

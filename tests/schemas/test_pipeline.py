@@ -114,7 +114,7 @@ def test_a_task_that_is_called_like_a_key() -> None:
     assert problems(text) == {
         "tasks.repeat.at": "8:3 this key is required",
         "tasks.config.component": "9:3 this key is required",
-        "tasks.config.modle": "9:24 unknown key | known: at, component, config, each, inputs, matrix, vary",
+        "tasks.config.modle": "9:24 unknown key | known: at, component, config, each, inputs, matrix, require, vary",
     }
 
 

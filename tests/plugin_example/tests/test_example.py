@@ -7,17 +7,19 @@ pytest.importorskip("osmotic_example", reason="pip install --no-deps ./tests/plu
 
 from osmotic_example.coin_rr import CoinRandomisedResponse, CoinRrConfig
 from osmotic_example.markov import Markov, MarkovConfig
+from osmotic_example.wheel import Wheel
 from osmotic_example.word_counter import WordCounter
 
 from osmotic import testing
 from osmotic.plugins.contract import Generation, Records
 from osmotic.plugins.host import build_registry
-from osmotic.schemas.errors import DataError
+from osmotic.schemas.errors import ConfigError, DataError
 
 
 def test_installing_the_package_is_enough() -> None:
     registry = build_registry()
-    found = (registry.components["word_counter"], registry.mechanisms["coin-rr"], registry.models["markov"])
+    found = [registry.components["word_counter"], registry.mechanisms["coin-rr"], registry.models["markov"]]
+    found.append(registry.tables["wheel"])
     assert {entry.distribution for entry in found} == {"osmotic-example"}
 
 
@@ -73,3 +75,14 @@ def test_sampling_follows_its_seed() -> None:
 
 def test_the_fingerprint_tells_orders_apart() -> None:
     assert Markov(MarkovConfig(order=1)).fingerprint() != Markov(MarkovConfig(order=3)).fingerprint()
+
+
+def test_the_table_fits_and_text_goes_through_it() -> None:
+    from osmotic.plugins.spaces import decode, encode
+
+    space = testing.check_table(Wheel, "plain")
+    flat, lengths = encode(space, ["Red and GREEN.", "no colour"])
+    assert (space.size, lengths.tolist(), flat.tolist()) == (14, [4, 2], [0, 13, 3, 12, 14, 14])
+    assert decode(space, flat[:4], lengths[:1]) == ["red and green ."]
+    with pytest.raises(ConfigError, match="wheel:plain"):
+        testing.check_table(Wheel, "oil")

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The three hooks of a plugin. Classes are imported inside them, so that finding the plugin costs nothing."""
+"""The four hooks of a plugin. Classes are imported inside them, so that finding the plugin costs nothing."""
 
 from collections.abc import Iterable
 from typing import Any
 
-from osmotic.plugins.contract import Component, Mechanism, ModelPlugin
+from osmotic.plugins.contract import Component, Mechanism, ModelPlugin, TablePlugin
 from osmotic.plugins.hookspecs import hookimpl
 
 
@@ -30,3 +30,11 @@ def register_models() -> Iterable[type[ModelPlugin[Any]]]:
     from osmotic_example.markov import Markov
 
     return (Markov,)
+
+
+@hookimpl
+def register_tables() -> Iterable[type[TablePlugin]]:
+    """`wheel`."""
+    from osmotic_example.wheel import Wheel
+
+    return (Wheel,)

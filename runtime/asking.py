@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a plan asks of a party's data: releases, feedback bits, histograms; checked against models, policy and caps before a
+single record is read.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from osmotic.plugins.building import is_document, mechanism_config, split
+from osmotic.runtime.charging import by_kind, cap_of, check_cap, in_words
+from osmotic.runtime.checks import Configs, build_model, datasets_of, model_fields, releases
+from osmotic.runtime.composition import RecordEvents
+from osmotic.runtime.graph import Graph, Instance
+from osmotic.runtime.histograms import event_of
+from osmotic.schemas.errors import ConfigError, Problem, RefusedError
+from osmotic.schemas.noise import CountNoise
+from osmotic.schemas.source import did_you_mean
+
+if TYPE_CHECKING:
+    from osmotic.runtime.site import Site
+
+
+class OwnModels:
+    """Models at this party's role, for mechanisms. Implements `preparing.Models`."""
+
+    def __init__(self, site: "Site", graph: Graph) -> None:
+        self._site, self._graph = site, graph
+
+    def fingerprint(self, name: str) -> str:
+        """What the model is; raises ConfigError for an unknown one, RefusedError for one at another role."""
+        models = self._graph.pipeline.models
+        if name not in models:
+            raise ConfigError(Problem(f"unknown model {name!r}", path="mechanism", fix=did_you_mean(name, models)))
+        here, there = self._graph.role_of[self._site.party], models[name].at
+        if there != here:
+            why = "private text would cross to it before it is protected"
+            what = f"a mechanism at {here!r} may not ask the model {name!r} at {there!r}"
+            raise RefusedError(Problem(what, path="mechanism", why=why, fix=f"give it a model with 'at: {here}'"))
+        return str(build_model(self._site.registry, self._graph, name).fingerprint())
+
+    def get(self, name: str) -> Any:
+        """The model itself."""
+        return self._site.own_model(name)
+
+
+def is_release(config: Any) -> bool:
+    """Whether a task releases fields through a mechanism."""
+    return isinstance(getattr(config, "mechanism", None), dict) and hasattr(config, "fields")
+
+
+def is_feedback(config: Any) -> bool:
+    """Whether a task releases a feedback bit a document: its key `epsilon` is marked so."""
+    info = type(config).model_fields.get("epsilon")
+    extra = info.json_schema_extra if info is not None else None
+    return isinstance(extra, dict) and extra.get("osmotic") == "feedback"
+
+
+def is_histogram(config: Any) -> bool:
+    """Whether a task releases counts."""
+    return isinstance(getattr(config, "mechanism", None), CountNoise)
+
+
+def asks(config: Any) -> bool:
+    """Whether a task asks for any privacy budget."""
+    return is_release(config) or is_feedback(config) or is_histogram(config)
+
+
+def asked_by(graph: Graph, configs: Configs, instances: list[Instance]) -> Iterator[tuple[Instance, Any, str]]:
+    """(instance, configuration, data set) of whatever asks for budget; once for all rounds."""
+    done: set[tuple[Any, ...]] = set()
+    for instance in instances:
+        config = configs.of(instance)
+        if not asks(config) or not releases(graph.nodes[instance.node]):
+            continue
+        for dataset in datasets_of(graph, configs, instance):
+            key = (instance.party, instance.node, instance.cell, dataset)
+            if key not in done:
+                done.add(key)
+                yield instance, config, dataset
+
+
+def objections(site: "Site", graph: Graph, configs: Configs) -> list[Problem]:
+    """Mechanisms and budgets that the plan asks of a party's data and may not have, located."""
+    problems: list[Problem] = []
+    seen: set[str] = set()
+    for instance in graph.at(site.party):  # each round has its own inputs
+        if is_feedback(configs.of(instance)) and releases(graph.nodes[instance.node]):
+            problems += _located(graph, instance, "epsilon", partial(_check_own, graph, configs, instance, seen))
+    for instance, config, dataset in asked_by(graph, configs, graph.at(site.party)):
+        key = "epsilon" if is_feedback(config) else "mechanism"
+        problems += _located(graph, instance, key, partial(_check, site, graph, dataset, config))
+    return list(dict.fromkeys(problems))
+
+
+def _located(graph: Graph, instance: Instance, key: str, check: Callable[[], None]) -> list[Problem]:
+    """What a check objects to, at a key of the instance's configuration."""
+    path = (*graph.nodes[instance.node].path, "config", key)
+    try:
+        check()
+    except (ConfigError, RefusedError) as error:
+        where, shown = graph.loaded.source.where(path), ".".join(map(str, path))
+        return [Problem(p.what, where, shown, p.why, p.fix) for p in error.problems]
+    return []
+
+
+def _check(site: "Site", graph: Graph, dataset: str, config: Any) -> None:
+    if is_release(config):
+        mechanism_models(site, graph, config.mechanism)
+    if not site.datasets.has(dataset) or site.datasets.binding(dataset).label == "public":
+        return
+    if is_histogram(config):
+        _check_counts(site, dataset, config.mechanism)
+        return
+    check_cap(site.policy, dataset)
+    if is_feedback(config):
+        costs, detail = {"epsilon": float(config.epsilon)}, "a feedback bit"
+    else:
+        prepared = site.asked(dataset, config, graph)
+        ones = [1] * len(prepared.fields)
+        costs, detail = prepared.costs(ones), prepared.detail(ones)
+    for unit, amount in by_kind(costs).items():
+        cap = cap_of(site.policy, dataset, unit)
+        if cap is not None and amount > cap + 1e-9:
+            what = f"{site.party}: {in_words(unit, amount)} ({detail}) is over the cap"
+            raise RefusedError(Problem(what, why=f"cap of {dataset!r}: {cap:g} a document", fix="lower epsilon"))
+
+
+def _check_own(graph: Graph, configs: Configs, instance: Instance, seen: set[str]) -> None:
+    """Raise RefusedError when a feedback bit may depend on other documents than its own: those would not be charged for it.
+
+    What came from elsewhere, and what was released, is the same for every document; rows computed here must not be mixed.
+    seen: instances that are known not to mix, which is added to.
+    """
+    waiting = [instance]
+    while waiting:
+        for edge in waiting.pop().edges():
+            before = graph.instances[edge.producer]
+            node = graph.nodes[before.node]
+            if edge.crossing or before.id in seen or node.component.outputs[edge.port].label != "join":
+                continue
+            if node.component.mixes(configs.of(before)):
+                what = f"feedback may not depend on {before.node!r}: a row of it may depend on other records"
+                why = "each document pays for its own bit alone"
+                raise RefusedError(Problem(what, why=why, fix="leave out rules and components that compare records"))
+            seen.add(before.id)
+            waiting.append(before)
+
+
+def _check_counts(site: "Site", dataset: str, noise: CountNoise) -> None:
+    """Raise RefusedError for counts that would pass the cap alone, without anything that was spent before."""
+    cap = RecordEvents(site.ledger, site.policy).cap(dataset)
+    if cap is not None and (noise.epsilon > cap.epsilon + 1e-9 or (noise.delta and not cap.delta)):
+        asked = f"epsilon {noise.epsilon:g}, delta {noise.delta:g} a record is over the cap"
+        why = f"cap of {dataset!r}: epsilon {cap.epsilon:g}, delta {cap.delta:g}"
+        raise RefusedError(Problem(f"{site.party}: {asked}", why=why, fix="more noise"))
+    event_of(noise)
+
+
+def mechanism_models(site: "Site", graph: Graph, mechanism: Mapping[str, Any]) -> dict[str, str]:
+    """Configuration key -> fingerprint of the model it names, of a document mechanism; refuses a model at another role."""
+    if not is_document(site.registry, mechanism):
+        return {}
+    name, given = split(mechanism)
+    config = mechanism_config(site.registry, name, given)
+    models = OwnModels(site, graph)
+    named = {key: getattr(config, key) for key in model_fields(config)}
+    return {key: models.fingerprint(model) for key, model in named.items() if model is not None}
