@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 EPSILON = 3
 DOMAIN = ["red", "green", "blue", "white", "black", "brown"]
 WORDS = ["the", "patient", "has", "a", "rash", "and", "a", "fever", "since", "monday", "but", "no", "cough", "at", "all"]
@@ -43,7 +45,10 @@ def write(folder: Path, records: int) -> None:
     draw = random.Random(7)
     rows = [{"id": f"r{i}", "colour": draw.choice(DOMAIN), "note": " ".join(draw.choices(WORDS, k=12))} for i in range(records)]
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    schema = {"fields": {"colour": {"domain": DOMAIN}, "note": {"text": True, "table": "smollm2:words"}}}
+    names = [*dict.fromkeys(WORDS), *(f"word{i}" for i in range(2000))]
+    (folder / "words.txt").write_text("\n".join(names), encoding="utf-8")
+    np.save(folder / "words.npy", np.random.default_rng(7).standard_normal((len(names), 8)).astype(np.float32))
+    schema = {"fields": {"colour": {"domain": DOMAIN}, "note": {"text": True, "table": "words.npy"}}}
     policy = {"data": {"notes": {"path": "data.jsonl", "schema": schema}}, "budget": {"notes": {"per_document": 13 * EPSILON}}}
     sites = {"osmotic_sites": 1, "parties": {"north": policy}}
     mechanism = {"name": "list-rr", "epsilon": EPSILON, "k": 1}

@@ -3,8 +3,9 @@
 
 import importlib.util
 import json
-import multiprocessing
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from osmotic.plugins.contract import Config, DocumentMechanism, Drawn, Entropy, Guarantee, Mechanism, Records
-from osmotic.plugins.host import Registered, Registry, build_registry
+from osmotic.plugins.host import Registered, Registry
 from osmotic.runtime import preparing
 from osmotic.runtime.accounts import account, summary
 from osmotic.runtime.charging import kind_of
@@ -354,33 +355,45 @@ def test_a_ledger_that_another_process_writes_is_waited_for_then_named(tmp_path:
     ledger.close()
 
 
-def spend(folder: str, epsilon: float, queue: Any) -> None:
-    """One of several processes at once."""
-    ledger = Ledger(Path(folder))
-    releaser = Releaser(ledger, build_registry(names=()), SitePolicy(budget={"*": Budget(per_document=8)}))
-    prepared = releaser.prepare({**RR, "epsilon": epsilon}, ["colour"], SCHEMA, Path(), certified=True)
-    records = Records([{"id": f"r{i}", "colour": "red"} for i in range(2500)])
-    try:
-        releaser.release(records, prepared, "d", None)
-        queue.put("released")
-    except BudgetError:
-        queue.put("refused")
-    finally:
-        ledger.close()
+SPEND = """
+import sys
+from pathlib import Path
+from osmotic.plugins.contract import Records
+from osmotic.plugins.host import build_registry
+from osmotic.runtime.ledger import Ledger
+from osmotic.runtime.releases import Releaser
+from osmotic.schemas.errors import BudgetError
+from osmotic.schemas.policy import Budget, SitePolicy
+from osmotic.schemas.records import FieldSpec, RecordSchema
+
+ledger = Ledger(Path(sys.argv[1]))
+releaser = Releaser(ledger, build_registry(names=()), SitePolicy(budget={"*": Budget(per_document=8)}))
+schema = RecordSchema(fields={"colour": FieldSpec(domain=("red", "green", "blue"))})
+mechanism = {"name": "list-rr", "k": 1, "epsilon": float(sys.argv[2])}
+prepared = releaser.prepare(mechanism, ["colour"], schema, Path(), certified=True)
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    releaser.release(Records([{"id": f"r{i}", "colour": "red"} for i in range(2500)]), prepared, "d", None)
+    print("released")
+except BudgetError:
+    print("refused")
+"""  # one of several processes at once
 
 
 def test_two_processes_at_once_do_not_overspend(tmp_path: Path) -> None:
     Ledger(tmp_path).close()
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    processes = [context.Process(target=spend, args=(str(tmp_path), epsilon, queue)) for epsilon in (5.0, 6.0)]
+    commands = [[sys.executable, "-c", SPEND, str(tmp_path), epsilon] for epsilon in ("5", "6")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, **pipes) for command in commands]
+    ready = [process.stdout.readline().strip() for process in processes]
     for process in processes:
-        process.start()
-    said = sorted(queue.get(timeout=100) for _ in processes)
-    for process in processes:
-        process.join()
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    told = [process.communicate(timeout=100) for process in processes]
+    assert ready == ["ready", "ready"], told
     ledger = Ledger(tmp_path)
-    assert said in (["refused", "released"], ["refused", "refused"])
+    assert sorted(out.strip() for out, _ in told) in (["refused", "released"], ["refused", "refused"])
     most = ledger.query("SELECT MAX(t) FROM (SELECT SUM(epsilon) t FROM releases GROUP BY document)")[0][0]
     assert most <= 8 and _charge_problems(ledger) == [] and ledger.chain_problems() == []
     ledger.close()
@@ -393,8 +406,6 @@ def test_kills_lose_nothing_and_charge_nothing_twice(tmp_path: Path) -> None:
     if spec is None or spec.loader is None:
         pytest.skip("no benchmarks folder here")
     kill = importlib.util.module_from_spec(spec)
-    import sys
-
     sys.modules["kill"] = kill
     spec.loader.exec_module(kill)
     outcome = kill.torture(tmp_path, 5, 300, seed=1)
