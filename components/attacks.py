@@ -1,61 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the attack components share: configuration of what is attacked, spaces of fields, released rows beside true ones."""
+"""What the attack components share: spaces of fields, released rows beside true ones."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, field_validator
-
 from osmotic.components.matching import need_columns, same_keys, unique
+from osmotic.components.mechanism_config import FieldsConfig
 from osmotic.plugins.analysis import encode
-from osmotic.plugins.contract import Config, Context, Records, Space
+from osmotic.plugins.contract import Context, Records, Space
 from osmotic.schemas.errors import DataError, Problem
-from osmotic.schemas.records import RecordSchema
-from osmotic.schemas.source import did_you_mean
 
 if TYPE_CHECKING:
     import numpy as np
 
 Pair = tuple[dict[str, Any], dict[str, Any]]
 SPACE_ONLY = {"name": "list-rr", "epsilon": 1.0, "k": 1, "lists": "order"}  # fits every space: only its space is used
-
-
-class FieldsConfig(Config):
-    """Which fields are attacked."""
-
-    fields: list[str] = Field(default=[], description="Record fields that were released; none named: all that were.")
-
-    @field_validator("fields")
-    @classmethod
-    def _unique(cls, value: list[str]) -> list[str]:
-        twice = next((name for i, name in enumerate(value) if name in value[:i]), None)
-        if twice is not None:
-            raise ValueError(f"the field {twice!r} stands twice")
-        return value
-
-
-class MechanismConfig(FieldsConfig):
-    """Which mechanism over which fields is attacked: what the sanitizer's configuration says."""
-
-    fields: list[str] = Field(min_length=1, description="Record fields that it is for.")
-    mechanism: dict[str, Any] = Field(
-        description="name: a registered token mechanism; the other keys are its own (osmotic plugins).",
-        json_schema_extra={"osmotic": "mechanism"},
-    )
-
-    @field_validator("mechanism")
-    @classmethod
-    def _named(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if not isinstance(value.get("name"), str) or not value["name"]:
-            raise ValueError("must have the key 'name': a registered mechanism")
-        return value
-
-
-def unknown_fields(config: FieldsConfig, schema: RecordSchema | None) -> list[str]:
-    """Problems: fields that the schema does not have."""
-    known = schema.fields if schema else config.fields
-    unknown = [name for name in config.fields if name not in known]
-    return [f"fields: the records have no field {name!r}; {did_you_mean(name, known)}" for name in unknown]
 
 
 def attacked(config: FieldsConfig, sanitized: Records) -> list[str]:

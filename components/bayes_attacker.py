@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from osmotic.components.attacks import MechanismConfig, unknown_fields
 from osmotic.components.matching import need_columns
-from osmotic.plugins.analysis import encode
+from osmotic.components.mechanism_config import MechanismConfig, unknown_fields
+from osmotic.plugins.analysis import Columns, allowed_epsilon, encode, spread
 from osmotic.plugins.contract import (
     Component,
     Context,
@@ -35,9 +35,6 @@ from osmotic.schemas.records import RecordSchema
 
 if TYPE_CHECKING:
     import numpy as np
-
-TOLERANCE = 1e-6  # of the host's certificate, on epsilon
-SUMS = 1e-9  # on the sum of a row
 
 
 class BayesAttackerConfig(MechanismConfig):
@@ -108,24 +105,23 @@ class BayesAttacker(Component[BayesAttackerConfig]):
         import numpy as np
 
         v, total = mechanism.space.size, len(prior)
-        best, high, low = np.full(v, -np.inf), np.full(v, -np.inf), np.full(v, np.inf)
-        retained, proper = 0.0, True
+        best, columns = np.full(v, -np.inf), Columns.empty(v, None)
         with np.errstate(divide="ignore"):
             weight = np.log(prior)
         for start in range(0, total, self.config.block):
             rows = np.arange(start, min(start + self.config.block, total), dtype=np.int64)
             values = mechanism.log_prob(rows)
-            np.maximum(best, (values + weight[rows, None]).max(axis=0), out=best)
-            np.maximum(high, values.max(axis=0), out=high)
-            np.minimum(low, values.min(axis=0), out=low)
-            known = rows[rows < v]
-            retained += float(np.exp(values[np.arange(len(known)), known]).sum())
-            proper = proper and bool((np.abs(np.exp(values).sum(axis=1) - 1.0) <= SUMS).all())
-        with np.errstate(invalid="ignore"):
-            spread = float((high - low).max())
-        success = float(np.exp(best).sum())
-        epsilon = spread if math.isfinite(spread) else math.inf
-        return Attacked(success, float(prior.max()), retained / v, epsilon, proper, mechanism.guarantee(), mechanism.exact)
+            np.maximum(best, (values + weight[rows, None]).max(axis=0), out=best)  # the unknown symbol's row, too
+            columns.add(rows, values)
+        return Attacked(
+            success=float(np.exp(best).sum()),
+            blind=float(prior.max()),
+            retention=math.fsum(columns.retained) / v,
+            epsilon=spread(columns.highest, columns.lowest),
+            proper=columns.proper,
+            claim=mechanism.guarantee(),
+            exact=mechanism.exact,
+        )
 
 
 def _metrics(found: dict[str, Attacked], whole: bool) -> Metrics:
@@ -157,5 +153,5 @@ def class_of(one: Attacked) -> str:
     if kind != "certified":
         more = {"metric": f"epsilon a unit of {unit}", "partition": "inside a cell", "heuristic": "no guarantee"}
         return f"{kind}: {more.get(kind, f'a {unit}')}"
-    holds = one.proper and one.epsilon <= one.claim.epsilon + TOLERANCE
+    holds = one.proper and one.epsilon <= allowed_epsilon(one.claim.epsilon)
     return "certified" if holds else "claims to be certified, is not"

@@ -9,42 +9,22 @@ full.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from osmotic.plugins.contract import Component, Config, Context, Out, Outputs, Records
+from osmotic.components.mechanism_config import MechanismConfig, unknown_fields
+from osmotic.plugins.contract import Component, Context, Out, Outputs, Records
 from osmotic.schemas.errors import DataError, Problem
 from osmotic.schemas.records import RecordSchema
 from osmotic.schemas.source import did_you_mean
 
 
-class DpSanitizerConfig(Config):
+class DpSanitizerConfig(MechanismConfig):
     """Configuration of `dp_sanitizer`."""
 
-    mechanism: dict[str, Any] = Field(
-        description="name: a registered mechanism; the other keys are its own (osmotic plugins).",
-        json_schema_extra={"osmotic": "mechanism"},
-    )
-    fields: list[str] = Field(min_length=1, description="Record fields to release, in order.")
     attempt: int = Field(
         1, ge=1, description="Another number is another release of the same documents, charged in full (2: with bits)."
     )
-
-    @field_validator("mechanism")
-    @classmethod
-    def _named(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if not isinstance(value.get("name"), str) or not value["name"]:
-            raise ValueError("must have the key 'name': a registered mechanism")
-        return value
-
-    @field_validator("fields")
-    @classmethod
-    def _unique(cls, value: list[str]) -> list[str]:
-        twice = next((name for i, name in enumerate(value) if name in value[:i]), None)
-        if twice is not None:
-            raise ValueError(f"the field {twice!r} stands twice")
-        return value
 
 
 class DpSanitizer(Component[DpSanitizerConfig]):
@@ -61,9 +41,7 @@ class DpSanitizer(Component[DpSanitizerConfig]):
     @classmethod
     def check(cls, config: DpSanitizerConfig, schema: RecordSchema | None) -> Sequence[str]:
         """Fields that the schema does not have."""
-        known = schema.fields if schema else config.fields
-        unknown = [name for name in config.fields if name not in known]
-        return [f"fields: the records have no field {name!r}; {did_you_mean(name, known)}" for name in unknown]
+        return unknown_fields(config, schema)
 
     def run(self, context: Context, records: Records, bits: Records | None = None, bits_key: Records | None = None) -> Outputs:
         """Release every record once; with `bits` (of `feedback_sanitizer`), exactly those whose released bit is "yes".

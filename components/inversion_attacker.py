@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from osmotic.components.attacks import FieldsConfig, Pair, attacked, paired, space_of, symbols, unknown_fields
+from osmotic.components.attacks import Pair, attacked, paired, space_of, symbols
+from osmotic.components.mechanism_config import FieldsConfig, unknown_fields
 from osmotic.plugins.contract import Component, Context, Metrics, Out, Outputs, Records, Space
 from osmotic.schemas.errors import ConfigError, DataError, Problem
 from osmotic.schemas.records import RecordSchema

@@ -12,7 +12,8 @@ from typing import Any
 
 from pydantic import Field
 
-from osmotic.components.attacks import FieldsConfig, Pair, attacked, paired, unknown_fields
+from osmotic.components.attacks import Pair, attacked, paired
+from osmotic.components.mechanism_config import FieldsConfig, unknown_fields
 from osmotic.components.templates import check_slots, compile_template
 from osmotic.plugins.contract import Component, Context, Metrics, ModelName, Out, Outputs, Records
 from osmotic.schemas.errors import ComponentError, DataError, Problem

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import Field
 
-from osmotic.components.attacks import MechanismConfig, unknown_fields
+from osmotic.components.mechanism_config import MechanismConfig, unknown_fields
 from osmotic.plugins.analysis import audit
 from osmotic.plugins.contract import Component, Context, DatasetName, Mechanism, Metrics, Out, Outputs
 from osmotic.schemas.records import RecordSchema

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a component may compute of public spaces and mechanisms: symbols of texts, and a black-box audit. Releases nothing."""
+"""What a component may compute of public spaces and mechanisms: symbols of texts, what a
+certificate streams, and a black-box audit. Releases nothing."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -7,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 from osmotic.plugins import audit as black_box
 from osmotic.plugins import spaces
 from osmotic.plugins.audit import Audit
+from osmotic.plugins.certificate import allowed_epsilon
+from osmotic.plugins.columns import Columns, spread
 from osmotic.plugins.contract import Mechanism, Space
 from osmotic.plugins.entropy import SystemEntropy
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Audit", "audit", "encode"]
+__all__ = ["Audit", "Columns", "allowed_epsilon", "audit", "encode", "spread"]
 
 
 def encode(space: Space, texts: Sequence[str]) -> "tuple[np.ndarray, np.ndarray]":

@@ -165,7 +165,7 @@ def _alone(cells: "np.ndarray", symbols: int) -> bool:
     return bool((np.bincount(which[:symbols], minlength=int(which.max()) + 1) <= 1).any())
 
 
-def _allowed(epsilon: float) -> float:
+def allowed_epsilon(epsilon: float) -> float:
     """The declared epsilon and the rounding that is let pass."""
     return epsilon + TOLERANCE * min(1.0, epsilon) + LEAST
 
@@ -203,11 +203,11 @@ def _why_not(mechanism: Mechanism[Any], declared: Guarantee, columns: Columns, f
         within = found["epsilon_within"]
         if within is None:
             return "class partition, but the mechanism gives no cells"
-        return "" if within <= _allowed(epsilon) else f"declared {epsilon:g}, computed {within:.6g} inside a cell"
+        return "" if within <= allowed_epsilon(epsilon) else f"declared {epsilon:g}, computed {within:.6g} inside a cell"
     if mechanism.cleartext():
         return "classes of input come out in the clear: the class must be partition"
     true = found["epsilon_true"]
-    return "" if true <= _allowed(epsilon) else f"declared {epsilon:g}, computed {true:.6g}"
+    return "" if true <= allowed_epsilon(epsilon) else f"declared {epsilon:g}, computed {true:.6g}"
 
 
 def certify_document(
@@ -256,7 +256,7 @@ def certify_document(
 def _more_than(declared: Guarantee, cards: Sequence[Card]) -> str:
     """Why the parts are too much for a document; empty when none is, alone: a document may be one symbol."""
     largest = max(cards, key=lambda card: card.epsilon_true)
-    if largest.epsilon_true <= _allowed(declared.epsilon):
+    if largest.epsilon_true <= allowed_epsilon(declared.epsilon):
         return ""
     return f"declared {declared.epsilon:g} a document, part {largest.mechanism}: computed {largest.epsilon_true:.6g}"
 

@@ -36,6 +36,13 @@ def coins(probabilities: "np.ndarray", entropy: "Entropy") -> "np.ndarray":
     return np.asarray(result)
 
 
+def bernoulli(probability: float, count: int, entropy: "Entropy") -> "np.ndarray":
+    """bool [count], true with exactly the float64 `probability`, however small."""
+    import numpy as np
+
+    return coins(np.full(count, probability), entropy)
+
+
 def choose(weights: "np.ndarray", entropy: "Entropy", which: "np.ndarray | None" = None) -> "np.ndarray":
     """int64 [n]: one column of each row of `weights` (float64 [n, V], >= 0, not all 0), in proportion to them.
 

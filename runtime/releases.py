@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from osmotic.plugins.contract import Guarantee, Mechanism, Records
+from osmotic.plugins.exact import bernoulli
 from osmotic.plugins.host import Registry
-from osmotic.plugins.mechanisms.shared import bernoulli
 from osmotic.runtime.charging import Costs, check_cap, check_costs, columns_of, costs_of
 from osmotic.runtime.drawing import Row, draw, encode_rows, entropy_of, random_id, random_ids
 from osmotic.runtime.ledger import Ledger, now

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,6 +143,25 @@ def task_loss(model: LlamaForCausalLM, pairs: Sequence[tuple[str, str]], label_r
     return loss
 
 
+def fit(model: PreTrainedModel, recipe: Recipe, loss: Callable[[], Tensor], log: bool) -> None:
+    """Train by AdamW with one cycle of the learning rate; loss(): that of a fresh batch."""
+    import torch
+
+    optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.15, div_factor=10, final_div_factor=100
+    )
+    for step in range(recipe.steps):
+        value = loss()
+        optimiser.zero_grad(set_to_none=True)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        if log and step % 50 == 0:
+            print(f"step {step:4d}  loss {value.item():.4f}", flush=True)
+
+
 def train_public(recipe: Recipe, seed: int, log: bool = True) -> LlamaForCausalLM:
     """Return a model trained on fresh public records at every step, label and rationale task together."""
     import torch
@@ -150,22 +169,14 @@ def train_public(recipe: Recipe, seed: int, log: bool = True) -> LlamaForCausalL
     torch.set_num_threads(recipe.threads)
     model = build_model(recipe, seed)
     rng = random.Random(seed)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.15, div_factor=10, final_div_factor=100
-    )
-    for step in range(recipe.steps):
+
+    def loss() -> Tensor:
         records = domain.public_records(rng, recipe.batch, rare=recipe.rare)
         pairs = [(domain.predict_prompt(record["text"]), record["department"]) for record in records]
         pairs += [(domain.explain_prompt(record["text"]), record["rationale"]) for record in records]
-        loss = task_loss(model, pairs, len(records), recipe.rationale_weight)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        if log and step % 50 == 0:
-            print(f"step {step:4d}  loss {loss.item():.4f}", flush=True)
+        return task_loss(model, pairs, len(records), recipe.rationale_weight)
+
+    fit(model, recipe, loss, log)
     return model.eval()
 
 
@@ -217,22 +228,15 @@ def train_masked(recipe: Recipe, seed: int, log: bool = True) -> BertForMaskedLM
     torch.set_num_threads(recipe.threads)
     model = build_masked(recipe, seed)
     rng = random.Random(seed)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.15, div_factor=10, final_div_factor=100
-    )
-    for step in range(recipe.steps):
+
+    def loss() -> Tensor:
         records = domain.public_records(rng, recipe.batch, rare=recipe.rare)
         texts = [r["text"] if rng.random() < 0.5 else f"{domain.explain_prompt(r['text'])} {r['rationale']}" for r in records]
         inputs, mask, labels = mask_batch(texts, rng)
-        loss = model(input_ids=inputs, attention_mask=mask, labels=labels).loss
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        if log and step % 50 == 0:
-            print(f"step {step:4d}  loss {loss.item():.4f}", flush=True)
+        found: Tensor = model(input_ids=inputs, attention_mask=mask, labels=labels).loss
+        return found
+
+    fit(model, recipe, loss, log)
     return model.eval()
 
 

@@ -13,6 +13,7 @@ model one at a time: in a batch, rounding in one would depend on the others.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -27,7 +28,6 @@ from osmotic.plugins.contract import (
     ModelName,
     Slot,
 )
-from osmotic.plugins.exact import choose
 from osmotic.plugins.mechanisms.extreme import clipped_pair, clipped_weights
 from osmotic.plugins.mechanisms.importance import next_token
 from osmotic.plugins.mechanisms.shared import Epsilon
@@ -79,27 +79,14 @@ class DpPrompt(DocumentMechanism[DpPromptConfig]):
         """One paraphrase a text. Raises ConfigError for a model without next tokens, or without room for prompt and answer."""
         if not documents:
             return []
-        name, charged = self.config.model, self.guarantee().epsilon
-        model = SteadyTokens(next_token(self.model(name), name), self._prompt, self.config.n_max)
+        c, charged = self.config, self.guarantee().epsilon
+        model = SteadyTokens(next_token(self.model(c.model), c.model), self._prompt, c.n_max)
+        weigh = partial(clipped_weights, epsilon=c.epsilon, low=c.b_min, high=c.b_max)
         drawn = []
         for document in documents:
-            texts = tuple(self._paraphrase(model, text, entropy) for text in document)
-            drawn.append(Drawn(texts, charged, (self.config.n_max,) * len(texts)))
+            texts = tuple(model.answer(text, weigh, entropy) for text in document)
+            drawn.append(Drawn(texts, charged, (c.n_max,) * len(texts)))
         return drawn
 
     def _prompt(self, text: str) -> str:
         return self._template.render({"text": text})
-
-    def _paraphrase(self, model: SteadyTokens, text: str, entropy: Entropy) -> str:
-        c = self.config
-        state, logits = model.start(text)
-        tokens: list[int] = []
-        while True:
-            token = int(choose(clipped_weights(logits, c.epsilon, c.b_min, c.b_max), entropy)[0])
-            if token == model.model.end:
-                break
-            tokens.append(token)
-            if len(tokens) == c.n_max:
-                break
-            state, logits = model.advance(state, token)
-        return model.model.text(tokens).strip()

@@ -16,6 +16,7 @@ when: template or model were chosen by looking at private data, the model was tr
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -32,7 +33,6 @@ from osmotic.plugins.contract import (
     Slot,
     TextGenerator,
 )
-from osmotic.plugins.exact import choose
 from osmotic.plugins.mechanisms.extreme import MOST_TOKENS, ExtremePair, ExtremePairConfig
 from osmotic.plugins.mechanisms.importance import next_token
 from osmotic.plugins.mechanisms.shared import Epsilon
@@ -95,10 +95,11 @@ class Encoder(DocumentMechanism[EncoderConfig]):
         if self.config.mixed is None:
             return [self._greedy(model, document) for document in documents]
         charged = self.guarantee().epsilon
+        weigh = partial(mixture, epsilon=self.config.mixed.epsilon, t_max=self.config.mixed.t_max)
         stepping = SteadyTokens(next_token(model, self.config.model), self._prompt, self.config.n_max)
         drawn = []
         for document in documents:
-            texts = tuple(self._mixed(stepping, text, self.config.mixed, entropy) for text in document)
+            texts = tuple(stepping.answer(text, weigh, entropy) for text in document)
             drawn.append(Drawn(texts, charged, (self.config.n_max,) * len(texts)))
         return drawn
 
@@ -112,20 +113,6 @@ class Encoder(DocumentMechanism[EncoderConfig]):
 
     def _prompt(self, text: str) -> str:
         return self._template.render({"text": text})
-
-    def _mixed(self, model: SteadyTokens, text: str, mixed: MixedConfig, entropy: Entropy) -> str:
-        """As dp-prompt: a document at a time, the end token among the tokens."""
-        state, logits = model.start(text)
-        tokens: list[int] = []
-        while True:
-            token = int(choose(mixture(logits, mixed.epsilon, mixed.t_max), entropy)[0])
-            if token == model.model.end:
-                break
-            tokens.append(token)
-            if len(tokens) == self.config.n_max:
-                break
-            state, logits = model.advance(state, token)
-        return model.model.text(tokens).strip()
 
 
 def uniform_share(epsilon: float, t_max: float, symbols: int) -> float:

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from osmotic.plugins.contract import Config, Entropy, Guarantee, Mechanism, Space
+from osmotic.plugins.exact import bernoulli
 from osmotic.plugins.mechanisms.neighbours import ORDERS, NeighbourLists, Order
-from osmotic.plugins.mechanisms.shared import Epsilon, bernoulli, check_rows
+from osmotic.plugins.mechanisms.shared import Epsilon, check_rows
 from osmotic.schemas.errors import ConfigError, Problem
 
 if TYPE_CHECKING:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the built-in mechanisms share: the type of epsilon, checks of rows and vectors, exact coin tosses."""
+"""What the built-in mechanisms share: the type of epsilon, checks of rows and vectors."""
 
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,9 +12,7 @@ from osmotic.schemas.errors import ComponentError, ConfigError, Problem
 if TYPE_CHECKING:
     import numpy as np
 
-    from osmotic.plugins.contract import Entropy, Space
-
-DIGITS = 1 << 53
+    from osmotic.plugins.contract import Space
 
 
 def _number(value: Any) -> Any:
@@ -91,19 +89,3 @@ def unit_vectors(space: "Space", dtype: type[Any]) -> "np.ndarray":
     for start in range(0, len(vectors), 1024):  # no float64 copy of the whole table
         unit[start : start + 1024] = vectors[start : start + 1024] / norms[start : start + 1024, None]
     return unit
-
-
-def bernoulli(probability: float, count: int, entropy: "Entropy") -> "np.ndarray":
-    """bool [count], true with exactly the float64 `probability`, however small: compared digit by digit, base 2^53."""
-    import numpy as np
-
-    result = np.zeros(count, dtype=bool)
-    open_ = np.arange(count)
-    rest = probability
-    while open_.size and rest > 0:
-        digit = int(rest * DIGITS)
-        rest = rest * DIGITS - digit
-        draws = entropy.integers(DIGITS, open_.size)
-        result[open_[draws < digit]] = True
-        open_ = open_[draws == digit]
-    return result

@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from osmotic.plugins import spaces
-from osmotic.plugins.contract import MaskedLM, NextToken
+from osmotic.plugins.contract import Entropy, MaskedLM, NextToken
+from osmotic.plugins.exact import choose
 from osmotic.plugins.mechanisms.texts import checked_logits
 from osmotic.schemas.errors import ConfigError, OsmoticError, Problem
 
@@ -72,6 +73,20 @@ class SteadyTokens:
             except FAILURES:
                 state = None
         return state, steady(logits, 1, self._columns)
+
+    def answer(self, text: str, weigh: "Callable[[np.ndarray], np.ndarray]", entropy: Entropy) -> str:
+        """A text drawn token by token: weigh(logits) are unnormalised weights. Ends at the model's end token, or at `new`."""
+        state, logits = self.start(text)
+        tokens: list[int] = []
+        while True:
+            token = int(choose(weigh(logits), entropy)[0])
+            if token == self.model.end:
+                break
+            tokens.append(token)
+            if len(tokens) == self._new:
+                break
+            state, logits = self.advance(state, token)
+        return self.model.text(tokens).strip()
 
 
 class SteadyMasks:

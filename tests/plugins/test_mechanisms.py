@@ -10,9 +10,9 @@ from pydantic import ValidationError
 from osmotic.plugins.certificate import certify, check_sampler, retention_bound
 from osmotic.plugins.contract import Space
 from osmotic.plugins.entropy import SeededEntropy, SystemEntropy
+from osmotic.plugins.exact import bernoulli
 from osmotic.plugins.mechanisms.exponential import Exponential, ExponentialConfig
 from osmotic.plugins.mechanisms.list_rr import ListRandomisedResponse, ListRrConfig
-from osmotic.plugins.mechanisms.shared import bernoulli
 from osmotic.schemas.errors import ComponentError, ConfigError
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -143,3 +144,13 @@ def hashes() -> Callable[[Path], dict[str, str]]:
         return found
 
     return read
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A table of 40 words in 4 dimensions, as a file; the cache of cards in a folder of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("OSMOTIC_CACHE", raising=False)
+    np.save(tmp_path / "words.npy", np.random.Generator(np.random.PCG64(3)).standard_normal((40, 4)).astype(np.float32))
+    (tmp_path / "words.txt").write_text("\n".join(f"{a}{b}" for a in "abcdefgh" for b in "abcde") + "\n", encoding="utf-8")
+    return str(tmp_path / "words.npy")

@@ -16,18 +16,6 @@ from osmotic.runtime import certifying, cli
 from osmotic.runtime.certifying import certify_command, found_json, found_text, read_prior, settings, table_space
 from osmotic.schemas.errors import ConfigError
 
-WORDS = [f"{a}{b}" for a in "abcdefgh" for b in "abcde"]
-
-
-@pytest.fixture
-def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A table of 40 words in 4 dimensions, as a file; the cache of cards in a folder of the test's own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("OSMOTIC_CACHE", raising=False)
-    np.save(tmp_path / "words.npy", np.random.Generator(np.random.PCG64(3)).standard_normal((40, 4)).astype(np.float32))
-    (tmp_path / "words.txt").write_text("\n".join(WORDS) + "\n", encoding="utf-8")
-    return str(tmp_path / "words.npy")
-
 
 class ClaimConfig(Config):
     epsilon: float

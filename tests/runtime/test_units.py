@@ -258,19 +258,24 @@ def test_a_card_of_another_version_is_made_anew(site: Site, monkeypatch: pytest.
 # ---- older and odd files ----
 
 
-def test_a_ledger_of_format_1_is_brought_up_to_date_and_keeps_its_releases(tmp_path: Path, toys: Registry) -> None:
-    ledger = Ledger(tmp_path)
-    releaser = Releaser(ledger, toys, SitePolicy(budget={"*": Budget(per_document=100)}))
-    prepared = releaser.prepare(RR, ["colour"], SCHEMA, Path(), certified=True)
-    first = releaser.release(ROWS, prepared, "d", None)[0]
-    ledger.close()
-    db = sqlite3.connect(tmp_path / "ledger.sqlite")
+def to_format_1(folder: Path) -> None:
+    """Make a ledger what the first format was: without the columns and tables that came later."""
+    db = sqlite3.connect(folder / "ledger.sqlite")
     db.executescript("DROP INDEX releases_parameters; DROP TABLE events; UPDATE meta SET value='1' WHERE name='version'")
     for column in ("class", "other", "symbols", "task"):
         db.execute(f"ALTER TABLE releases DROP COLUMN {column}")
     db.execute("ALTER TABLE release_sets DROP COLUMN other")
     db.commit()
     db.close()
+
+
+def test_a_ledger_of_format_1_is_brought_up_to_date_and_keeps_its_releases(tmp_path: Path, toys: Registry) -> None:
+    ledger = Ledger(tmp_path)
+    releaser = Releaser(ledger, toys, SitePolicy(budget={"*": Budget(per_document=100)}))
+    prepared = releaser.prepare(RR, ["colour"], SCHEMA, Path(), certified=True)
+    first = releaser.release(ROWS, prepared, "d", None)[0]
+    ledger.close()
+    to_format_1(tmp_path)
     again = Ledger(tmp_path)
     assert again.query("SELECT value FROM vault.meta WHERE name='version'") == [("2",)]
     assert again.query("SELECT DISTINCT class, other, symbols FROM releases") == [("certified", "{}", "[]")]
@@ -296,13 +301,7 @@ def test_what_format_1_charged_to_an_uncertified_mechanism_keeps_every_digit(tmp
         for table in ("releases", "release_sets"):
             db.execute(f"UPDATE {table} SET epsilon=?", (amount,))
     ledger.close()
-    db = sqlite3.connect(home / "ledger.sqlite")
-    db.executescript("DROP INDEX releases_parameters; DROP TABLE events; UPDATE meta SET value='1' WHERE name='version'")
-    for column in ("class", "other", "symbols", "task"):
-        db.execute(f"ALTER TABLE releases DROP COLUMN {column}")
-    db.execute("ALTER TABLE release_sets DROP COLUMN other")
-    db.commit()
-    db.close()
+    to_format_1(home)
     again = Ledger(home)
     assert again.query("SELECT DISTINCT epsilon, other FROM releases") == [
         (0.0, json.dumps({"nominal": amount}, separators=(",", ":")))
