@@ -18,9 +18,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from osmotic.components import checkpoints
-from osmotic.components.batches import Encoder, Order, Redraw, Task, task_loss
-from osmotic.components.engines import Engine, EngineName, open_engine, put_in, read_out, trained
+from osmotic.components.training import checkpoints
+from osmotic.components.training.batches import Encoder, Order, Redraw, Task, task_loss
+from osmotic.components.training.engines import Engine, EngineName, open_engine, put_in, read_out, trained
 from osmotic.components.templates import check_slots, compile_template
 from osmotic.plugins.contract import Component, Config, Context, Document, ModelName, Out, Outputs, Records, Trainable, Weights
 from osmotic.schemas.artifacts import canonical

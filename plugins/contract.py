@@ -241,27 +241,45 @@ def _port(cls: type, name: str, hint: Any) -> Port:
 
 @dataclass(frozen=True)
 class Generation:
-    """How to generate. temperature 0 = greedy. `stop`: strings that end an answer (not part of it)."""
+    """How to generate. temperature 0 = greedy. `stop`: strings that end an answer (not part of it).
+
+    json_schema: ask for JSON of this schema, where the back end can hold a model to one; the answer is still to be checked.
+    """
 
     max_new_tokens: int = 64
     temperature: float = 0.0
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int = 0
+    json_schema: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One generated text. finished: it ended by itself, not by the length limit. tokens: generated ones."""
+    """One generated text. finished: it ended by itself, not by the length limit. tokens: generated ones.
+
+    prompt_tokens: of the prompt, 0 where a back end does not count them. cost: in the currency of the model's configuration.
+    problem: why there is no answer, a word of `PROBLEMS`; "" where there is one.
+    """
 
     text: str
     finished: bool
     tokens: int
+    prompt_tokens: int = 0
+    cost: float = 0.0
+    problem: str = ""
+
+
+PROBLEMS = ("timeout", "overloaded", "server-error", "refused-request", "bad-answer", "too-long", "empty-prompt")
 
 
 @runtime_checkable
 class TextGenerator(Protocol):
-    """Text in, text out."""
+    """Text in, text out.
+
+    A model may also have ``stream(prompts, how) -> Iterator[tuple[int, Answer]]``: (index of the prompt, answer) as they come, in
+    any order, each once; what cannot be answered comes with `Answer.problem`, and the others go on.
+    """
 
     def generate(self, prompts: Sequence[str], how: Generation) -> list[Answer]:
         """One answer a prompt, in order."""
@@ -348,6 +366,14 @@ class ModelPlugin(ABC, Generic[C]):
     @abstractmethod
     def fingerprint(self) -> str:
         """SHA-256 of what the model is (files, not paths); part of cache keys. Must not load the model."""
+
+    def endpoint(self) -> str | None:
+        """Address of the server that answers, for the site's policy and the transcript; None: the model runs at its party."""
+        return None
+
+    def memory(self, training: bool) -> int | None:
+        """Bytes of memory that it needs, for answering or for training, roughly; None: not known. Must not load the model."""
+        return None
 
     @abstractmethod
     def build(self) -> Any:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from osmotic.components import student_trainer
-from osmotic.components.batches import Encoder, Order, task_loss
-from osmotic.components.engines import trained
+from osmotic.components.training.batches import Encoder, Order, task_loss
+from osmotic.components.training.engines import trained
 from osmotic.components.student_trainer import StudentTrainer, StudentTrainerConfig, rate
 from osmotic.plugins.contract import Generation, Records, Weights
 from osmotic.plugins.models.transformers import TransformersConfig, TransformersModel

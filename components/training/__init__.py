@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What trains a model: batches and packing, losses, engines, the loop of steps, checkpoints."""
