@@ -23,6 +23,7 @@ def register_components() -> Iterable[type[Component[Any]]]:
     from osmotic.components.rationale_decoder import RationaleDecoder
     from osmotic.components.rationale_filter import RationaleFilter
     from osmotic.components.record_blinder import RecordBlinder
+    from osmotic.components.record_joiner import RecordJoiner
     from osmotic.components.record_loader import RecordLoader
     from osmotic.components.record_uniter import RecordUniter
     from osmotic.components.student_trainer import StudentTrainer
@@ -38,6 +39,7 @@ def register_components() -> Iterable[type[Component[Any]]]:
         RationaleDecoder,
         RationaleFilter,
         RecordUniter,
+        RecordJoiner,
         StudentTrainer,
         Aggregator,
         Evaluator,

@@ -19,7 +19,7 @@ import inspect
 import random
 import types
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import (
@@ -104,6 +104,9 @@ class Journal(Protocol):
     def put(self, key: str, value: Any) -> None:
         """Store durably before going on."""
 
+    def put_many(self, values: Mapping[str, Any]) -> None:
+        """The same for several that came together, all or none: one write instead of many."""
+
 
 class Context(Protocol):
     """What the host gives to a running component."""
@@ -165,6 +168,17 @@ class Context(Protocol):
         differ in one record's value (replace-one).
         """
 
+    def noisy_sum(
+        self, updates: "Iterable[Mapping[str, np.ndarray]]", shapes: Mapping[str, tuple[int, ...]], noise: Mapping[str, Any]
+    ) -> Weights:
+        """The sum of clients' updates, each clipped to an L2 norm, with Gaussian noise: float32 tensors of the `shapes`.
+
+        updates: at most one a client, tensors by name; each is read twice, tensor by tensor. noise: {"clip": c,
+        "noise_multiplier": z}, or epsilon, delta and rounds for z; the result's meta has both. Every update must be of one
+        client alone: neighbours differ in one of them. Charged to this party's account of clients, and stored, before it
+        returns; the same task with the same sum finds it again. Raises RefusedError or BudgetError by the cap `per_client`.
+        """
+
     def mechanism(self, mechanism: Mapping[str, Any], field: str) -> Mechanism[Any]:
         """A token mechanism over the space of a field of the schema, for analysis: nothing is released or charged."""
 
@@ -190,6 +204,7 @@ class Component(ABC, Generic[C]):
     name: ClassVar[str]
     outputs: ClassVar[Mapping[str, Out]]
     version: ClassVar[int] = 1
+    trains: ClassVar[bool] = False  # whether it trains the models that it names: the plan then counts their optimiser states
     private_choice: ClassVar[bool] = False  # its output's presence depends on private data (documented in the catalogue)
 
     def __init__(self, config: C) -> None:
@@ -277,8 +292,9 @@ PROBLEMS = ("timeout", "overloaded", "server-error", "refused-request", "bad-ans
 class TextGenerator(Protocol):
     """Text in, text out.
 
-    A model may also have ``stream(prompts, how) -> Iterator[tuple[int, Answer]]``: (index of the prompt, answer) as they come, in
-    any order, each once; what cannot be answered comes with `Answer.problem`, and the others go on.
+    A model may also have ``stream(prompts, how) -> Iterator[tuple[int, Answer]]``: (index of the prompt, answer) as they
+    come, in any order, each once; what cannot be answered comes with `Answer.problem`, and the others go on. And beside it
+    ``batches(prompts, how) -> Iterator[list[tuple[int, Answer]]]``: the same, those together that came together.
     """
 
     def generate(self, prompts: Sequence[str], how: Generation) -> list[Answer]:

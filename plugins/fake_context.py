@@ -13,16 +13,19 @@ import shutil
 import tempfile
 import weakref
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from osmotic.plugins.contract import DocumentMechanism, Mechanism, Records, Slot, Space, config_type
+from osmotic.plugins.contract import DocumentMechanism, Mechanism, Records, Slot, Space, Weights, config_type
 from osmotic.schemas.errors import ComponentError, ConfigError, DataError, Problem, RefusedError
-from osmotic.schemas.noise import CountNoise
+from osmotic.schemas.noise import ClientNoise, CountNoise
 from osmotic.schemas.records import FieldSpec, RecordSchema
 from osmotic.schemas.source import Source, did_you_mean, problems_of
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = ["FakeContext", "FakeJournal", "hashed", "validated"]
 
@@ -40,6 +43,11 @@ class FakeJournal:
     def put(self, key: str, value: Any) -> None:
         """Store a JSON value."""
         self.entries[key] = json.dumps(value, allow_nan=False)
+
+    def put_many(self, values: Mapping[str, Any]) -> None:
+        """Store several."""
+        for key, value in values.items():
+            self.put(key, value)
 
 
 @dataclass(kw_only=True)
@@ -63,6 +71,7 @@ class FakeContext:
     journals: dict[str, FakeJournal] = field(default_factory=dict)
     log: list[tuple[int, int, str]] = field(default_factory=list)
     released: int = 0
+    sums: int = 0
     _scratch: Path | None = None
 
     def rng(self, stream: str) -> random.Random:
@@ -130,6 +139,24 @@ class FakeContext:
         if set(counts) - set(domain):
             raise DataError(Problem(f"a value is outside the domain of {field!r}"))
         return Records([{"value": v, "count": counts[v] + _integer_noise(noise, rng)} for v in domain], ["value", "count"])
+
+    def noisy_sum(
+        self, updates: "Iterable[Mapping[str, np.ndarray]]", shapes: Mapping[str, tuple[int, ...]], noise: Mapping[str, Any]
+    ) -> Weights:
+        """The clipped sum with seeded noise; with epsilon, delta and rounds, of about the multiplier that the host takes."""
+        from osmotic.plugins.entropy import SeededEntropy
+        from osmotic.plugins.gaussian_noise import GridSum
+
+        asked: ClientNoise = validated(ClientNoise, noise, "dp")
+        z = asked.noise_multiplier
+        if z is None:
+            z = math.sqrt(2 * (asked.rounds or 1) * math.log(1.25 / (asked.delta or 1.0))) / (asked.epsilon or 1.0)
+        total = GridSum(shapes, asked.clip, z)
+        for update in updates:
+            total.add(update)
+        self.sums += 1
+        made = total.noisy(SeededEntropy(f"{self.seed} {self.party} sum {self.sums}"))
+        return Weights(made, {"clip": asked.clip, "noise_multiplier": z})
 
     def mechanism(self, mechanism: Mapping[str, Any], field: str) -> Mechanism[Any]:
         """A token mechanism over a field's space; raises ConfigError when the test gave no class of that name."""

@@ -18,14 +18,13 @@ from osmotic.runtime.charging import (
     PARTITION,
     RECORD_CLASSES,
     WEAKEST_FIRST,
-    budget_of,
     cap_of,
     class_of_unit,
     in_words,
     kind_of,
     weakest,
 )
-from osmotic.runtime.composition import REPLACE_ONE, Event, RecordEvents, size_of
+from osmotic.runtime.composition import REPLACE_ONE, Event, RecordEvents, events_under, size_of, told
 from osmotic.runtime.site import Ref, Site
 from osmotic.schemas.errors import MembraneError, Problem
 from osmotic.schemas.labels import Label
@@ -245,12 +244,16 @@ def _summary_of(site: Site, dataset: str) -> dict[str, Any]:
     sql += "(SELECT SUM(epsilon) AS total FROM releases WHERE dataset=? GROUP BY document)"
     documents, most, mean = site.ledger.query(sql, (dataset,))[0]
     sql = "SELECT DISTINCT class, detail, void FROM release_sets WHERE dataset=? ORDER BY detail"
-    events = RecordEvents(site.ledger, site.policy)
-    record, budget, cap = events.total(dataset, events.events(dataset)), budget_of(site.policy, dataset), site.cap(dataset)
+    events = events_under(site.ledger, site.policy, dataset)
+    record, limit, cap = events.total(dataset, events.events(dataset)), events.limit(dataset), site.cap(dataset)
+    sets = site.ledger.query(sql, (dataset,))
+    if events.unit == "client":
+        sql = "SELECT class, event, void FROM events WHERE dataset=? ORDER BY 1, 2"
+        sets = list(dict.fromkeys((c, told(json.loads(e)), v) for c, e, v in site.ledger.query(sql, (dataset,))))
     if record is not None:
-        record["cap"] = budget.per_record.model_dump() if budget and budget.per_record else None
+        record |= {"unit": events.unit, "cap": limit.model_dump() if limit else None}
     return {
         "dataset": dataset, "documents": documents, "epsilon_largest": most, "epsilon_mean": mean, "unit": "document",
         "cap": cap, "left": cap - most if cap is not None else None, "units": _units_of(site, dataset), "record": record,
-        "releases": [{"class": c, "detail": d, "void": v} for c, d, v in site.ledger.query(sql, (dataset,))],
+        "releases": [{"class": c, "detail": d, "void": v} for c, d, v in sets],
     }  # fmt: skip

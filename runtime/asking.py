@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 from osmotic.plugins.building import is_document, mechanism_config, split
 from osmotic.runtime.charging import by_kind, cap_of, check_cap, in_words
 from osmotic.runtime.checks import Configs, build_model, datasets_of, model_fields, releases
-from osmotic.runtime.composition import RecordEvents
+from osmotic.runtime.composition import ClientEvents, RecordEvents
+from osmotic.runtime.endpoints import address_of
 from osmotic.runtime.graph import Graph, Instance
 from osmotic.runtime.histograms import event_of
+from osmotic.runtime.noisy_sums import check_plan
 from osmotic.schemas.errors import ConfigError, Problem, RefusedError
-from osmotic.schemas.noise import CountNoise
+from osmotic.schemas.noise import ClientNoise, CountNoise
 from osmotic.schemas.source import did_you_mean
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ class OwnModels:
         self._site, self._graph = site, graph
 
     def fingerprint(self, name: str) -> str:
-        """What the model is; raises ConfigError for an unknown one, RefusedError for one at another role."""
+        """What the model is; raises ConfigError for an unknown one, RefusedError for one elsewhere or behind an endpoint."""
         models = self._graph.pipeline.models
         if name not in models:
             raise ConfigError(Problem(f"unknown model {name!r}", path="mechanism", fix=did_you_mean(name, models)))
@@ -37,10 +39,15 @@ class OwnModels:
             why = "private text would cross to it before it is protected"
             what = f"a mechanism at {here!r} may not ask the model {name!r} at {there!r}"
             raise RefusedError(Problem(what, path="mechanism", why=why, fix=f"give it a model with 'at: {here}'"))
+        if (address := address_of(self._site.registry, self._graph, name)) is not None:
+            why = f"private text would go to {address.origin} before it is protected"
+            what, fix = f"a mechanism may not ask the model {name!r}: a server answers", "give it a model that runs here"
+            raise RefusedError(Problem(what, path="mechanism", why=why, fix=fix))
         return str(build_model(self._site.registry, self._graph, name).fingerprint())
 
     def get(self, name: str) -> Any:
-        """The model itself."""
+        """The model itself; raises what `fingerprint` raises."""
+        self.fingerprint(name)
         return self._site.own_model(name)
 
 
@@ -90,7 +97,22 @@ def objections(site: "Site", graph: Graph, configs: Configs) -> list[Problem]:
     for instance, config, dataset in asked_by(graph, configs, graph.at(site.party)):
         key = "epsilon" if is_feedback(config) else "mechanism"
         problems += _located(graph, instance, key, partial(_check, site, graph, dataset, config))
+    for node in sorted({instance.node for instance in graph.at(site.party)}):
+        problems += _client_sums(site, graph, configs, node)
     return list(dict.fromkeys(problems))
+
+
+def _client_sums(site: "Site", graph: Graph, configs: Configs, node: str) -> list[Problem]:
+    """What is against the noisy sums over clients that a task makes at this party, over all its rounds and cells."""
+    own = [instance for instance in graph.at(site.party) if instance.node == node]
+    noises = [(instance, getattr(configs.of(instance), "dp", None)) for instance in own]
+    asked = [(instance, noise) for instance, noise in noises if isinstance(noise, ClientNoise)]
+    problems: list[Problem] = []
+    events = ClientEvents(site.ledger, site.policy)
+    for noise in dict.fromkeys(noise for _, noise in asked):
+        same = [instance for instance, other in asked if other == noise]
+        problems += _located(graph, same[0], "dp", partial(check_plan, events, noise, len(same)))
+    return problems
 
 
 def _located(graph: Graph, instance: Instance, key: str, check: Callable[[], None]) -> list[Problem]:

@@ -136,7 +136,12 @@ class Configs:
 
 def model_fields(config: Any) -> Iterator[str]:
     """Configuration keys that name a model."""
-    for key, info in type(config).model_fields.items():
+    yield from model_keys(type(config))
+
+
+def model_keys(cls: type[Any]) -> Iterator[str]:
+    """Keys of a configuration class that name a model."""
+    for key, info in cls.model_fields.items():
         extra = info.json_schema_extra
         marked = isinstance(extra, dict) and extra.get("osmotic") == "model"
         inner = [m for a in getattr(info.annotation, "__args__", ()) for m in getattr(a, "__metadata__", ())]

@@ -16,7 +16,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from osmotic.runtime.charging import SLACK, budget_of, is_open
 from osmotic.runtime.ledger import Ledger, now
@@ -29,7 +29,9 @@ Event = Mapping[str, Any]
 CLASSES = {"laplace": "laplace-histogram", "gaussian": "gaussian", "dp-sgd": "dp-sgd"}
 REPLACE_ONE, ADD_OR_REMOVE_ONE = "replace-one", "add-or-remove-one"
 NOT_COMPUTED = "not computed: pip install 'osmotic[dp]'"
+LEAST_MULTIPLIER = 0.1  # of an event; with less, the accountant's memory grows beyond any machine's
 USUAL_DELTA = 1e-5  # where nothing says at which delta to report
+CLIENTS = "clients"  # what stands in a data set's place for sums over clients
 
 
 def compose(events: Iterable[Event], delta: float) -> dict[str, float]:
@@ -69,6 +71,10 @@ def _distribution(text: str) -> Any:
     pld, common = _accounting()
     event = json.loads(text)
     kind, given = event["kind"], event["parameters"]
+    if given.get("noise_multiplier", LEAST_MULTIPLIER) < LEAST_MULTIPLIER:
+        what = f"a noise multiplier of {given['noise_multiplier']:g} is not accounted for: at least {LEAST_MULTIPLIER:g}"
+        why = "its epsilon is above 90, and its distribution takes gigabytes"
+        raise ConfigError(Problem(what, path="noise_multiplier", why=why, fix="more noise"))
     try:
         if kind == "laplace":
             return pld.from_privacy_parameters(common.DifferentialPrivacyParameters(given["epsilon"], 0.0))
@@ -102,6 +108,12 @@ class RecordEvents:
 
     ledger: Ledger
     policy: SitePolicy
+    unit: ClassVar[str] = "record"
+
+    def limit(self, dataset: str) -> RecordBudget | None:
+        """The cap that the policy gives, None without one."""
+        budget = budget_of(self.policy, dataset)
+        return budget.per_record if budget else None
 
     def stored(self, lookup: str) -> str | None:
         """The payload of an event that was charged before; None when there is none."""
@@ -110,8 +122,7 @@ class RecordEvents:
 
     def cap(self, dataset: str) -> RecordBudget | None:
         """The cap of a data set; raises RefusedError when private data have none."""
-        budget = budget_of(self.policy, dataset)
-        cap = budget.per_record if budget else None
+        cap = self.limit(dataset)
         if cap is None and not is_open(self.policy, dataset):
             path = f"budget.{dataset}.per_record"
             fix = f"add 'budget: {{{dataset}: {{per_record: {{epsilon: ..., delta: ...}}}}}}' to the site file"
@@ -134,7 +145,7 @@ class RecordEvents:
         text, kind = canonical(dict(event)).decode(), CLASSES[event["kind"]]
         db.execute("INSERT INTO events VALUES (?,?,?,?,?,?,?)", (lookup, dataset, kind, text, payload, task, void))
         body = {
-            "time": now(), "dataset": dataset, "release": lookup, "event": dict(event), "unit": "record", "class": kind,
+            "time": now(), "dataset": dataset, "release": lookup, "event": dict(event), "unit": self.unit, "class": kind,
             "payload": fingerprint(payload), "void": void, "task": task,
         }  # fmt: skip
         self.ledger.append(db, "charges", body)
@@ -153,10 +164,10 @@ class RecordEvents:
             spent = compose(before, cap.delta).get(worst, 0.0)
             what = (
                 f"the budget of {dataset!r} does not suffice: with {told(event)}, epsilon would go from {spent:.4g} to "
-                f"{after[worst]:.4g} > {cap.epsilon:g} a record at delta {cap.delta:g} ({worst})"
+                f"{after[worst]:.4g} > {cap.epsilon:g} a {self.unit} at delta {cap.delta:g} ({worst})"
             )
             why = f"spent before: {earlier}" if earlier else "nothing was spent before"
-            raise BudgetError(Problem(what, why=why, fix="more noise; the cap is 'per_record' in the site's policy"))
+            raise BudgetError(Problem(what, why=why, fix=f"more noise; the cap is 'per_{self.unit}' in the site's policy"))
 
     def events(self, dataset: str) -> list[Event]:
         """All events of a data set."""
@@ -170,8 +181,7 @@ class RecordEvents:
         found = list(events)
         if not found:
             return None
-        budget = budget_of(self.policy, dataset)
-        cap = budget.per_record if budget else None
+        cap = self.limit(dataset)
         pure = all(event["kind"] == "laplace" for event in found)
         delta = cap.delta if cap else (0.0 if pure else USUAL_DELTA)
         try:
@@ -180,6 +190,36 @@ class RecordEvents:
             return {"epsilon": None, "delta": delta, "neighbours": "", "events": len(found)}
         worst = max(by_relation, key=lambda relation: by_relation[relation])
         return {"epsilon": by_relation[worst], "delta": delta, "neighbours": worst, "events": len(found)}
+
+
+class ClientEvents(RecordEvents):
+    """Sums over clients (`CLIENTS` stands for their data set): neighbours differ in one client's update, there or not."""
+
+    unit = "client"
+
+    def limit(self, dataset: str) -> RecordBudget | None:
+        """The cap a client; a data set of that name would be another thing."""
+        budget = budget_of(self.policy, dataset)
+        return budget.per_client if budget else None
+
+    def cap(self, dataset: str) -> RecordBudget:
+        """The cap a client; raises RefusedError when there is none, or when a data set has the clients' name."""
+        if dataset in self.policy.data:
+            what = f"{dataset!r} is a data set here, and would share its account with sums over clients"
+            raise RefusedError(Problem(what, path=f"data.{dataset}", fix="bind the data set under another name"))
+        cap = self.limit(dataset)
+        if cap is None:
+            fix = f"add 'budget: {{{dataset}: {{per_client: {{epsilon: ..., delta: ...}}}}}}' to the site file of this party"
+            what = "sums of clients' updates have no budget of (epsilon, delta) here"
+            raise RefusedError(Problem(what, path=f"budget.{dataset}.per_client", fix=fix))
+        return cap
+
+
+def events_under(ledger: Ledger, policy: SitePolicy, name: str) -> RecordEvents:
+    """The events of a data set, or those over clients."""
+    budget = policy.budget.get(name)
+    over_clients = name == CLIENTS and name not in policy.data and not (budget and budget.per_record)
+    return (ClientEvents if over_clients else RecordEvents)(ledger, policy)
 
 
 def size_of(total: Mapping[str, Any]) -> str:

@@ -3,16 +3,17 @@
 
 import hashlib
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from osmotic.plugins.contract import Mechanism, Records
-from osmotic.runtime.composition import RecordEvents
+from osmotic.plugins.contract import Mechanism, Records, Weights
+from osmotic.runtime.composition import ClientEvents, RecordEvents
 from osmotic.runtime.data import Datasets
 from osmotic.runtime.flow import source_label
 from osmotic.runtime.histograms import histogram
-from osmotic.runtime.ledger import Ledger, TaskJournal
+from osmotic.runtime.journal import TaskJournal
+from osmotic.runtime.ledger import Ledger
 from osmotic.runtime.preparing import Models
 from osmotic.runtime.releases import Releaser
 from osmotic.runtime.store import Store
@@ -22,6 +23,9 @@ from osmotic.schemas.labels import Label
 from osmotic.schemas.messages import fingerprint
 from osmotic.schemas.records import RecordSchema
 from osmotic.schemas.source import did_you_mean
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class SiteContext:
@@ -124,6 +128,16 @@ class SiteContext:
         result, made = histogram(events, records, field, schema, mechanism, dataset, self._noise_seed, self._run_task)
         self.made[made.digest] = made.ref
         return result
+
+    def noisy_sum(
+        self, updates: "Iterable[Mapping[str, np.ndarray]]", shapes: Mapping[str, tuple[int, ...]], noise: Mapping[str, Any]
+    ) -> Weights:
+        """The noisy sum of clients' updates; see `contract.Context.noisy_sum`."""
+        from osmotic.runtime.noisy_sums import noisy_sum
+
+        events = ClientEvents(self._ledger, self._datasets.policy)
+        question = f"{self._question} {self._task}"
+        return noisy_sum(events, updates, shapes, noise, question=question, seed=self._noise_seed, task=self._run_task)
 
     def mechanism(self, mechanism: Mapping[str, Any], field: str) -> Mechanism[Any]:
         """A token mechanism over a field's space, for analysis; see `contract.Context.mechanism`."""

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from osmotic.plugins.contract import config_type
-from osmotic.runtime import demands
+from osmotic.runtime import demands, endpoints
 from osmotic.runtime.graph import Edge, Graph, Instance
+from osmotic.schemas.addresses import Address
 from osmotic.schemas.errors import Problem
 from osmotic.schemas.labels import PUBLIC, Label, Provenance, raw, released
 from osmotic.schemas.policy import SitePolicy, Waiver
@@ -26,6 +27,7 @@ class Flow:
     labels: dict[tuple[str, str], Label] = field(default_factory=dict)
     crossing: dict[tuple[str, str, str], Label] = field(default_factory=dict)  # (consumer, producer, port) -> as it crosses
     refusals: list[Problem] = field(default_factory=list)
+    calls: list[endpoints.Call] = field(default_factory=list)  # of models behind endpoints
 
 
 def granted(policy: SitePolicy, edge: str, waive: str | None, datasets: list[str], receiver: str) -> tuple[Waiver | None, str]:
@@ -49,6 +51,8 @@ def infer(graph: Graph, policies: Mapping[str, SitePolicy]) -> Flow:
     flow = Flow()
     refused: dict[tuple[str, str], list[str]] = {}
     known: dict[Any, tuple[Label, str]] = {}  # many edges carry equal labels
+    found = {name: endpoints.address_of(graph.registry, graph, name) for name in graph.pipeline.models}
+    addresses = {name: address for name, address in found.items() if address is not None}
     for instance in graph.instances.values():
         arrived: list[Label] = []
         for edge in instance.edges():
@@ -61,6 +65,8 @@ def infer(graph: Graph, policies: Mapping[str, SitePolicy]) -> Flow:
                     refused.setdefault((instance.node, f"{edge.name}\n{why}"), []).append(f"{edge.sender} -> {edge.receiver}")
             arrived.append(label)
         _outputs(graph, instance, Label.join(arrived), policies, flow)
+        if addresses:
+            _calls(graph, addresses, instance, Label.join(arrived), policies, flow, refused)
     for (node, text), pairs in refused.items():
         flow.refusals.append(_refusal(graph, node, text, pairs))
     flow.refusals += demands.refusals(graph, flow.labels, policies)
@@ -111,6 +117,21 @@ def _unseen(edge: Edge, label: Label) -> str:
     return ""
 
 
+def _calls(
+    graph: Graph, addresses: Mapping[str, Address], instance: Instance, joined: Label, policies: Mapping[str, SitePolicy],
+    flow: Flow, refused: dict[tuple[str, str], list[str]],
+) -> None:  # fmt: skip
+    """Calls of models behind endpoints are crossings too: from the party that has the model to the server's origin."""
+    seen = joined
+    if any(out.label == "source" for out in graph.nodes[instance.node].component.outputs.values()):
+        seen |= source_label(instance.party, _dataset(graph, instance), policies)
+    for call, key, why in endpoints.planned(graph, addresses, instance, seen, policies):
+        flow.calls.append(call)
+        if why:
+            place = f"config.{key}"
+            refused.setdefault((instance.node, f"{place}\n{why}"), []).append(f"{call.sender} -> {call.address.origin}")
+
+
 def _outputs(graph: Graph, instance: Instance, joined: Label, policies: Mapping[str, SitePolicy], flow: Flow) -> None:
     node = graph.nodes[instance.node]
     for port, out in node.component.outputs.items():
@@ -140,8 +161,8 @@ def source_label(party: str, dataset: str, policies: Mapping[str, SitePolicy]) -
 
 def _refusal(graph: Graph, node: str, text: str, pairs: list[str]) -> Problem:
     name, _, why = text.partition("\n")
-    port = name.rpartition(".")[2]
-    path = (*graph.nodes[node].path, "inputs", port)
+    where_from, _, port = name.rpartition(".")
+    path = (*graph.nodes[node].path, "config" if where_from == "config" else "inputs", port)
     shown = ", ".join(pairs[:3]) + (f" and {len(pairs) - 3} more" if len(pairs) > 3 else "")
     where = graph.loaded.source.where(path)
     return Problem(f"refused: {why}", where, ".".join(map(str, path)), why=f"crossing {shown}", fix=WAYS)

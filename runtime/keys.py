@@ -57,13 +57,15 @@ def environment() -> dict[str, str]:
 
 @functools.lru_cache(maxsize=256)
 def code_of(module: str) -> str:
-    """SHA-256 of the Python files beside a module (its helpers count too)."""
+    """SHA-256 of the Python files beside a module and, in a package, of its sub-packages (helpers count too)."""
     file = getattr(sys.modules[module], "__file__", None)
     if file is None:
         return "builtin"
-    total = hashlib.sha256()
-    for path in sorted(Path(file).parent.glob("*.py")):
-        total.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    folder, total = Path(file).parent, hashlib.sha256()
+    below = folder.glob("*/*.py") if (folder / "__init__.py").is_file() else ()
+    for path in sorted([*folder.glob("*.py"), *below]):
+        name = path.relative_to(folder).as_posix()
+        total.update(name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return total.hexdigest()
 
 

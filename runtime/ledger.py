@@ -4,8 +4,9 @@
 The vault (``ledger.sqlite``: releases, charges, random ids, cards) holds for every run over the same data, so it may lie
 elsewhere; the run's own file (``run.sqlite``) has crossings, finished tasks and journals. Releases and charges are kept for
 good; charges and crossings are append-only, each row hash-chained to the one before. WAL mode with ``synchronous=FULL``: what
-was committed survives a kill and a power cut. No transaction writes to both files. Files of an older format are brought up to
-date in place, in one transaction; newer ones are left untouched.
+was committed survives a kill and a power cut; journal entries of answers survive a kill at once, and a power cut may take those
+since the last sync, of which there is one every quarter of a second while entries keep coming. No transaction writes to both
+files. Files of an older format are brought up to date in place, in one transaction; newer ones are left untouched.
 """
 
 import contextlib
@@ -13,11 +14,12 @@ import fcntl
 import hashlib
 import hmac
 import json
+import math
 import os
 import sqlite3
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,7 @@ CREATE TABLE IF NOT EXISTS vault.blinds (lookup TEXT PRIMARY KEY, id TEXT NOT NU
 CREATE TABLE IF NOT EXISTS vault.cards (key TEXT PRIMARY KEY, body TEXT NOT NULL);
 """
 GENESIS = "0" * 64
+SYNC_EVERY = 0.25  # seconds between disk syncs of a journal
 
 
 class Ledger:
@@ -74,6 +77,7 @@ class Ledger:
 
     def __init__(self, folder: Path, passing: bool = False, vault: Path | None = None) -> None:
         self.folder = folder
+        self._synced = -math.inf
         self.run_path = folder / "run.sqlite"
         try:
             self._open(passing, vault)
@@ -175,6 +179,22 @@ class Ledger:
             yield self.db
         except sqlite3.Error as error:
             raise _problem(self.path, error) from error
+
+    @contextlib.contextmanager
+    def hurried(self) -> Iterator[None]:
+        """Transactions inside survive a kill. Only the first one SYNC_EVERY seconds after the last sync waits for the disk: a
+        power cut may take what came since. For answers that could be had again, never for releases, charges or crossings.
+        """
+        moment = time.monotonic()
+        if moment - self._synced >= SYNC_EVERY:
+            yield
+            self._synced = moment
+            return
+        self.db.execute("PRAGMA main.synchronous=NORMAL")
+        try:
+            yield
+        finally:
+            self.db.execute("PRAGMA main.synchronous=FULL")
 
     def query(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """All rows of a reading statement."""
@@ -302,29 +322,6 @@ class Ledger:
         """(key, facts) of an instance, as of its last run."""
         rows = self.query("SELECT key, facts FROM instances WHERE id=?", (instance,))
         return (rows[0][0], json.loads(rows[0][1])) if rows else None
-
-
-class TaskJournal:
-    """The journal of one task, in the ledger's file."""
-
-    def __init__(self, ledger: Ledger, task: str, name: str) -> None:
-        self.ledger, self.task, self.name = ledger, task, name
-
-    def get(self, key: str) -> Any | None:
-        """What was put under the key, or None."""
-        sql = "SELECT value FROM journal WHERE task=? AND name=? AND key=?"
-        rows = self.ledger.query(sql, (self.task, self.name, key))
-        return json.loads(rows[0][0]) if rows else None
-
-    def put(self, key: str, value: Any) -> None:
-        """Store durably."""
-        self.put_all({key: value})
-
-    def put_all(self, values: Mapping[str, Any]) -> None:
-        """Store several, durably, all or none."""
-        with self.ledger.transaction() as db:
-            rows = [(self.task, self.name, key, canonical(value).decode()) for key, value in values.items()]
-            db.executemany("INSERT OR REPLACE INTO journal VALUES (?,?,?,?)", rows)
 
 
 def _chain(name: str) -> str:

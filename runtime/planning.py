@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from osmotic.runtime import flow, membrane
+from osmotic.runtime import flow, membrane, memory
 from osmotic.runtime.accounts import largest_of_kind
 from osmotic.runtime.asking import asked_by, is_feedback, is_release
 from osmotic.runtime.charging import EPSILON, budget_of, cap_of, class_of_unit
@@ -31,6 +31,7 @@ def describe(
         "tasks": _tasks(graph, states),
         "crossings": _crossings(graph, inferred, sites),
         "budget": [] if refusals else _budget(graph, configs, sites),
+        "memory": memory.estimate(graph, configs, sites),
         "refusals": [vars(p) for p in refusals],
         "count": {"tasks": len(graph.instances), "cached": sum(s == "cached" for s in states.values())},
     }
@@ -91,6 +92,15 @@ def _crossings(graph: Graph, inferred: flow.Flow, sites: Mapping[str, Site]) -> 
         row = rows.setdefault(key, {**fresh, "count": 0, "bytes": 0, "known": 0})
         row["count"] += 1
         size = sizes.get(edge.sender, {}).get(membrane.edge_id(edge, instance.id))
+        if size is not None:
+            row["bytes"] += size
+            row["known"] += 1
+    for call in inferred.calls:
+        name, sender, origin = f"model {call.model}", graph.role_of[call.sender], call.address.origin
+        fresh = {"edge": name, "from": sender, "to": origin, "kind": "call", "label": call.label.word, "waive": None}
+        row = rows.setdefault((name, sender, origin, call.label.word), {**fresh, "count": 0, "bytes": 0, "known": 0})
+        row["count"] += 1
+        size = sizes.get(call.sender, {}).get(f"{call.task}=>{call.model}.generate")
         if size is not None:
             row["bytes"] += size
             row["known"] += 1

@@ -4,34 +4,67 @@ entry and cache; it is the only way out of a running component.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from osmotic.plugins.contract import Answer, Generation
-from osmotic.runtime.ledger import TaskJournal
+from osmotic.runtime.journal import TaskJournal
 from osmotic.runtime.rules import check_entries
 from osmotic.schemas.artifacts import canonical
-from osmotic.schemas.errors import MembraneError, PeerError, Problem
+from osmotic.schemas.errors import ComponentError, MembraneError, PeerError, Problem
 from osmotic.schemas.labels import Label
 from osmotic.schemas.messages import fingerprint
+from osmotic.schemas.policy import SitePolicy
 
 if TYPE_CHECKING:
     from osmotic.runtime.graph import Instance
     from osmotic.runtime.site import Site
 
+CALLS = "calls of the task"  # a journal: what crossed for a task's work, whichever instance of the plan did it
+SLICE = 32  # prompts of a stream that are asked in one call: what a kill loses at most
+
+
+def travelling(policy: SitePolicy, party: str, server: str, name: str, label: Label) -> Label:
+    """The label that a party's call of a model at another party carries: its raw data is exposed to that party, and to the
+    endpoints that its policy lets see private data, should the model be asked there.
+
+    Labels know origins, not paths: an origin of which another entry of the policy says less is left out.
+    """
+    less = {remote.address.origin for remote in policy.remote if remote.sees != "private"}
+    origins = sorted({remote.address.origin for remote in policy.remote} - less)
+    return label.exposed(party, f"model {name}", (server, *origins))
+
 
 class RemoteModel:
-    """Stands for a model at another party. Has `generate` and `log_likelihood`; a model's weights never come this way."""
+    """Stands for a model at another party. Has `generate`, `stream`, `log_likelihood`; its weights never come this way."""
 
     def __init__(self, site: "Site", instance: "Instance", name: str, party: str, label: Callable[[], Label]) -> None:
         self._site, self._instance, self._name, self._party, self._label = site, instance, name, party, label
         self._cache = TaskJournal(site.ledger, fingerprint(["port", party, name, site.model_key(name)]), "calls")
 
     def generate(self, prompts: Sequence[str], how: Generation) -> list[Answer]:
-        """One answer a prompt; prompts asked before (same model, same options) are not sent again."""
-        values = self._call("generate", [[p, asdict(how)] for p in prompts])
-        return [Answer(**value) for value in values]
+        """One answer a prompt; prompts asked before (same model, same options) are not sent again.
+
+        Raises ComponentError when a prompt has no answer.
+        """
+        answers = self._ask(prompts, how)
+        failed = sorted(answer.problem for answer in answers if answer.problem)
+        if failed:
+            why = ", ".join(f"{failed.count(word)} {word}" for word in dict.fromkeys(failed))
+            raise ComponentError(Problem(f"{len(failed)} of {len(prompts)} prompts have no answer", why=why))
+        return answers
+
+    def stream(self, prompts: Sequence[str], how: Generation) -> Iterator[tuple[int, Answer]]:
+        """(index, answer), a few prompts at a time; `Answer.problem` says why there is none."""
+        for start in range(0, len(prompts), SLICE):
+            yield from enumerate(self._ask(prompts[start : start + SLICE], how), start)
+
+    def _ask(self, prompts: Sequence[str], how: Generation) -> list[Answer]:
+        try:
+            return [Answer(**value) for value in self._call("generate", [[p, asdict(how)] for p in prompts])]
+        except TypeError as error:
+            raise PeerError(Problem(f"{self._party} sent an answer of another form")) from error
 
     def log_likelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
         """(sum of log-probabilities, tokens) of each target given its prompt."""
@@ -46,9 +79,10 @@ class RemoteModel:
             if key not in asked and self._cache.get(key) is None:
                 asked[key] = item
         if asked:
-            answers = self._send(method, list(asked.values()), label)
-            self._cache.put_all(dict(zip(asked, answers, strict=True)))
-        elif items:
+            answers = dict(zip(asked, self._send(method, list(asked.values()), label), strict=True))
+            self._cache.put_all({key: answer for key, answer in answers.items() if not _failed(answer)})
+            return [answers[key] if key in answers else self._cache.get(key) for key in keys]
+        if items:
             self._note(self._header(method, label), canonical(items), label)
         return [self._cache.get(key) for key in keys]
 
@@ -90,9 +124,14 @@ class RemoteModel:
                 what = f"{self._instance.id}: a call of the model {self._name!r} would carry private data to {self._party}"
                 fix = f"sanitize first, or list the party under 'endpoints' in this site's policy: [{self._party}]"
                 raise MembraneError(Problem(what, fix=fix))
-            label = label.exposed(site.party, f"model {self._name}", (self._party,))
+            label = travelling(site.policy, site.party, self._party, self._name, label)
         check_entries(site, f"model {self._name}", self._party, label)
         return label
+
+
+def _failed(answer: Any) -> bool:
+    """Whether it says why there is no answer: that is asked again."""
+    return isinstance(answer, dict) and bool(answer.get("problem"))
 
 
 def record_call(
@@ -103,11 +142,30 @@ def record_call(
 
     size: in bytes, if not the payload's; 0 for answers that were known already, since nothing went.
     """
-    size = len(payload) if size is None else size
+    size, call = len(payload) if size is None else size, f"{header['model']}.{header['method']}"
+    digest = fingerprint(payload.decode())
     site.ledger.cross(
-        edge=f"{header['task']}=>{header['model']}.{header['method']}", name=f"model {header['model']}", sender=sender,
-        receiver=receiver, direction=way, kind="call", digest=fingerprint(payload.decode()), size=size, label=label,
+        edge=f"{header['task']}=>{call}", name=f"model {header['model']}", sender=sender, receiver=receiver, direction=way,
+        kind="call", digest=digest, size=size, label=label,
     )  # fmt: skip
+    if way == "out" and (key := site.running.get(header["task"])):
+        TaskJournal(site.ledger, key, CALLS).put_all({call: [digest, receiver, label.to_json()]})
+
+
+def inherit_calls(site: "Site", identity: str, key: str) -> None:
+    """Note the model calls of a task that was killed under the instance that went on with its journal: answers that were
+    found there crossed, and belong to its account.
+    """
+    known = "SELECT 1 FROM crossed WHERE edge=? AND direction='out' AND label=?"
+    sql = "SELECT key, value FROM journal WHERE task=? AND name=?"
+    for call, value in site.ledger.query(sql, (key, CALLS)):
+        digest, receiver, label = json.loads(value)
+        edge = f"{identity}=>{call}"
+        if not site.ledger.query(known, (edge, canonical(label).decode())):
+            site.ledger.cross(
+                edge=edge, name=f"model {call.rpartition('.')[0]}", sender=site.party, receiver=receiver, direction="out",
+                kind="call", digest=digest, size=0, label=Label.from_json(label),
+            )  # fmt: skip
 
 
 def adopt_calls(site: "Site", identity: str, key: str) -> None:
@@ -123,6 +181,6 @@ def adopt_calls(site: "Site", identity: str, key: str) -> None:
             if site.ledger.query("SELECT 1 FROM crossed WHERE edge=? AND direction='out' AND label=?", (own, label)):
                 continue
             site.ledger.cross(
-                edge=own, name=f"model {name}", sender=site.party, receiver=site.server_of(name), direction="out", kind="call",
+                edge=own, name=f"model {name}", sender=site.party, receiver=site.asked_at(name), direction="out", kind="call",
                 digest=digest, size=0, label=Label.from_json(json.loads(label)),
             )  # fmt: skip

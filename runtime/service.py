@@ -194,7 +194,7 @@ class Service:
         if label.of("raw"):
             raise MembraneError(Problem("a call with a raw label: what is raw does not cross"))
         record_call(self.site, header, blob, label, task.party, self.site.party, "in")
-        model = self.site.model(name, task)
+        model = self.site.model(name, task, lambda: label)  # an endpoint sees what the caller's data became, not ours
         items = json.loads(blob)
         if header["method"] == "generate":
             return {}, canonical(self._generate(model, items))
@@ -210,9 +210,15 @@ class Service:
             groups.setdefault(canonical(how).decode(), []).append(i)
         for text, places in groups.items():
             how = json.loads(text)
-            made = model.generate([items[i][0] for i in places], Generation(**{**how, "stop": tuple(how["stop"])}))
-            for place, answer in zip(places, made, strict=True):
-                answers[place] = asdict(answer)
+            prompts, asked = [items[i][0] for i in places], Generation(**{**how, "stop": tuple(how["stop"])})
+            if hasattr(model, "stream"):
+                made = dict(model.stream(prompts, asked))  # prompts without an answer say why, and the others have theirs
+            else:
+                made = dict(enumerate(model.generate(prompts, asked)))
+            if set(made) != set(range(len(places))):
+                raise ComponentError(Problem(f"{len(places)} prompts were asked, {len(made)} answers came"))
+            for i, answer in made.items():
+                answers[places[i]] = asdict(answer)
         return answers
 
     def _metrics(self, header: Header, blob: bytes) -> Reply:

@@ -11,7 +11,7 @@ from osmotic import __version__
 from osmotic.plugins.certificate import code_digest
 from osmotic.plugins.contract import Artifact, Gathered
 from osmotic.plugins.host import Registry
-from osmotic.runtime import asking, demands, flow, totals
+from osmotic.runtime import asking, demands, endpoints, flow, totals
 from osmotic.runtime.charging import EPSILON, cap_of
 from osmotic.runtime.checks import Configs, build_model, datasets_of, model_fields, site_problems
 from osmotic.runtime.context import SiteContext
@@ -20,7 +20,7 @@ from osmotic.runtime.graph import Edge, Graph, Instance
 from osmotic.runtime.keys import RULES, code_of, environment, key_of, why
 from osmotic.runtime.ledger import Ledger
 from osmotic.runtime.load import load_text
-from osmotic.runtime.ports import RemoteModel, adopt_calls
+from osmotic.runtime.ports import RemoteModel, adopt_calls, inherit_calls
 from osmotic.runtime.preparing import Prepared, classes_of
 from osmotic.runtime.releases import Releaser
 from osmotic.runtime.store import Store
@@ -69,6 +69,7 @@ class Site:
         self.received: dict[tuple[str, str, str], Ref] = {}
         self.progress: Progress = lambda task, done, total, note: None
         self.outbound: Callable[[str, dict[str, Any], bytes], tuple[dict[str, Any], bytes]] | None = None
+        self.running: dict[str, str] = {}  # instance -> key of its work, while it runs
         self._models: dict[str, Any] = {}
         self._model_keys: dict[str, str] = {}
         self._model_specs: dict[str, str] = {}
@@ -89,6 +90,7 @@ class Site:
         if self.party not in graph.role_of:
             return [Problem(f"the plan has no party called {self.party!r}")]
         problems = site_problems(graph, configs, self.party, self.datasets)
+        problems += endpoints.objections(graph, self.party, self.policy)
         return problems or asking.objections(self, graph, configs) or list(totals.refusals(self, graph, configs))
 
     def take(self, graph: Graph, configs: Configs) -> None:
@@ -197,6 +199,14 @@ class Site:
         pipeline = self.need()[0].pipeline
         return pipeline.parties[pipeline.models[name].at][0]
 
+    def asked_at(self, name: str) -> str:
+        """Who answers calls of a model: the party that has it, or the origin of its endpoint when it is at this role."""
+        graph, _ = self.need()
+        if graph.pipeline.models[name].at != graph.role_of[self.party]:
+            return self.server_of(name)
+        address = endpoints.address_of(self.registry, graph, name)
+        return address.origin if address else self.party
+
     def own_model(self, name: str) -> Any:
         """A model at this role, built once."""
         if name not in self._models:
@@ -204,12 +214,12 @@ class Site:
         return self._models[name]
 
     def model(self, name: str, instance: Instance, label: Callable[[], Label] | None = None) -> Any:
-        """A model of the pipeline: itself when it is at this role, else a port."""
+        """A model of the pipeline: itself when it is at this role, behind a check when a server answers; else a port."""
         graph, _ = self.need()
-        spec = graph.pipeline.models[name]
+        spec, seen = graph.pipeline.models[name], label or (lambda: self.label_in(instance))
         if spec.at == graph.role_of[self.party]:
-            return self.own_model(name)
-        seen = label or (lambda: self.label_in(instance))
+            model, address = self.own_model(name), endpoints.address_of(self.registry, graph, name)
+            return endpoints.EndpointModel(self, instance.id, name, model, address, seen) if address else model
         return RemoteModel(self, instance, name, self.server_of(name), seen)
 
     def label_in(self, instance: Instance) -> Label:
@@ -249,7 +259,12 @@ class Site:
         cached = refs is not None
         if refs is None:
             start = time.perf_counter()
-            refs = self._execute(instance, key)
+            self.running[identity] = key
+            try:
+                refs = self._execute(instance, key)
+            finally:
+                del self.running[identity]
+            inherit_calls(self, identity, key)
             seconds = time.perf_counter() - start
             outputs = {port: ref.to_json() for port, ref in refs.items()}
             self.ledger.finish(key, outputs, seconds, identity, facts)
@@ -314,13 +329,15 @@ class Site:
     def _argument(self, value: Edge | tuple[Edge, ...]) -> Any:
         if isinstance(value, Edge):
             return self._load(value)
-        return Gathered({(e.sender if e.crossing else _each(e)): (lambda e=e: self._load(e)) for e in value})
+        edges = {(e.sender if e.crossing else _each(e)): e for e in value}
+        openers = {party: (lambda e=e: self._load(e, whole=False)) for party, e in edges.items()}
+        return Gathered({party: (lambda e=e: self._load(e)) for party, e in edges.items()}, openers)
 
-    def _load(self, edge: Edge) -> Artifact:
+    def _load(self, edge: Edge, whole: bool = True) -> Artifact:
         ref = self.find(edge)
         if ref is None:
             raise RefusedError(Problem(f"{edge.name}: the input has not arrived"))
-        return self.store.get(ref.kind, ref.digest)
+        return (self.store.get if whole else self.store.open)(ref.kind, ref.digest)
 
     def _check_outputs(self, instance: Instance, outputs: dict[str, Any]) -> None:
         declared = self.need()[0].nodes[instance.node].component.outputs

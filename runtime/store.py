@@ -3,14 +3,18 @@
 
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from osmotic.schemas.artifacts import KINDS, Artifact, Files, digest_of
+from osmotic.schemas.artifacts import KINDS, Artifact, Files, Weights, description, digest_of, digest_of_hashes
 from osmotic.schemas.errors import Problem, StoreError
+from osmotic.schemas.lazy import LazyTensors
+
+TENSORS, META = "weights.safetensors", "meta.json"
 
 
 @contextlib.contextmanager
@@ -75,14 +79,34 @@ class Store:
         with disk(folder):
             files = {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file()} if folder.is_dir() else {}
         if digest_of(kind, files) != digest:
-            self.discard(digest)
-            fix = "it was set aside; run again and it is made anew"
-            raise StoreError(Problem("a stored artifact is missing or damaged", str(folder), why=f"kind {kind}", fix=fix))
+            raise self._damaged(kind, digest)
         return files
+
+    def _damaged(self, kind: str, digest: str) -> StoreError:
+        """The artifact is set aside, and the error says so."""
+        self.discard(digest)
+        fix = "it was set aside; run again and it is made anew"
+        return StoreError(
+            Problem("a stored artifact is missing or damaged", str(self.path(digest)), why=f"kind {kind}", fix=fix)
+        )
 
     def get(self, kind: str, digest: str) -> Artifact:
         """Read an artifact."""
         return KINDS[kind].from_files(self.files(kind, digest))
+
+    def open(self, kind: str, digest: str) -> Artifact:
+        """The same, verified as well; tensors of weights stay in their file, and each part is verified again when read."""
+        folder = self.path(digest)
+        names = sorted(p.name for p in folder.iterdir() if p.is_file()) if kind == Weights.kind and folder.is_dir() else []
+        if names != [META, TENSORS]:
+            return self.get(kind, digest)
+        with disk(folder):
+            meta, tensors = (folder / META).read_bytes(), LazyTensors(folder / TENSORS)
+        hashes = {META: hashlib.sha256(meta).hexdigest(), TENSORS: tensors.sha256}
+        if digest_of_hashes(kind, hashes) != digest:
+            raise self._damaged(kind, digest)
+        tensors.check()
+        return Weights(tensors, description(meta))
 
     def intact(self, kind: str, digest: str) -> bool:
         """Whether the artifact can be read; a damaged one is set aside."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The result of a run as plain values: guarantee first, table of arms, crossings, graph. Printed, saved and shown from here.
 
-Intervals are paired bootstrap intervals over test records (percentiles of 2,000 resamples, 95%), seeds and parties averaged
-within a record; they say nothing about other seeds, and the table says so.
+Intervals (95%) are over test records and seeds, paired, with parties as strata: `osmotic.runtime.intervals` says how. Where
+there is one seed they say nothing about others, and the table says so.
 """
 
 import json
@@ -14,6 +14,7 @@ from typing import Any
 from osmotic.runtime.accounts import weakest_first
 from osmotic.runtime.charging import weakest
 from osmotic.runtime.graph import Graph, Instance
+from osmotic.runtime.intervals import Interval, difference, interval, wilson, within
 from osmotic.runtime.keys import environment
 from osmotic.runtime.membrane import edge_id
 from osmotic.runtime.nodes import metrics_port, word
@@ -22,8 +23,6 @@ from osmotic.runtime.run import Outcome, ask
 from osmotic.runtime.transports.base import Transport
 from osmotic.schemas.errors import OsmoticError
 from osmotic.schemas.pipeline import Scalar
-
-RESAMPLES = 2000
 
 
 def summarise(graph: Graph, transport: Transport, outcome: Outcome, parties: Sequence[str] = ()) -> dict[str, Any]:
@@ -214,43 +213,48 @@ def _row(row: str, found: list[dict[str, Any]], columns: list[dict[str, str]], g
         mean = sum(per_seed.values()) / len(per_seed) if per_seed else None
         each = [{"party": o["party"], "seed": o.get("seed"), "value": o["values"].get(metric)} for o in having or found]
         notes = sorted({one["notes"][metric] for one in found if metric in one.get("notes", {})})
-        cells[metric] = {"seeds": per_seed, "mean": mean, "each": each, "note": "; ".join(notes)}
+        plain = {"seeds": per_seed, "mean": mean, "each": each, "note": "; ".join(notes)}
+        cells[metric] = {**plain, **_bounds(found, metric, mean)}
     return {"row": row, "guarantee": guarantee, "apart": apart, "cells": cells}
 
 
 def _comparisons(
     measured: dict[str, list[dict[str, Any]]], columns: list[dict[str, str]], first: str
 ) -> Iterator[dict[str, Any]]:
-    """Each row against the first, paired by test record."""
+    """Each row against the first, paired by seed, party and test record."""
     for row in measured:
         for column in columns if row != first else ():
-            pair = [_per_record(measured[r], column["metric"]) for r in (row, first)]
-            if pair[0] and pair[1] and len(pair[0]) == len(pair[1]):
-                low, high = _bootstrap([a - b for a, b in zip(*pair, strict=True)])
-                mean = (sum(pair[0]) - sum(pair[1])) / len(pair[0])
-                yield {"row": row, "against": first, "metric": column["metric"], "difference": mean, "low": low, "high": high}
+            metric = column["metric"]
+            found = difference(_outcomes(measured[row], metric), _outcomes(measured[first], metric))
+            if found is not None:
+                pair = {"row": row, "against": first, "metric": metric, "difference": found.mean}
+                yield {**pair, "low": found.low, "high": found.high, "seeds": found.seeds}
 
 
-def _per_record(found: list[dict[str, Any]], metric: str) -> list[float]:
-    """Mean outcome of each test record over seeds; parties with other test sets follow one another."""
-    parties: dict[str, list[list[float]]] = {}
+def _outcomes(found: list[dict[str, Any]], metric: str) -> dict[str, dict[str, list[float]]]:
+    """seed -> party and the other axes' values -> one outcome a test record."""
+    outcomes: dict[str, dict[str, list[float]]] = {}
     for one in found:
         if metric in one["outcomes"]:
-            parties.setdefault(one["party"], []).append(one["outcomes"][metric])
-    sets = [[sum(v) / len(v) for v in zip(*lists, strict=True)] for _, lists in sorted(parties.items())]
-    lengths = {len(s) for s in sets}
-    if len(lengths) == 1:  # the same test set at every party, or sets of one size: a record is resampled as a whole
-        return [sum(v) / len(v) for v in zip(*sets, strict=True)]
-    return [value for one in sets for value in one]
+            stratum = json.dumps([v for k, v in one.items() if k not in ("seed", "values", "outcomes", "notes")])
+            here = outcomes.setdefault(str(one.get("seed", "")), {})
+            here[f"{stratum} {sum(name.startswith(stratum) for name in here)}"] = one["outcomes"][metric]
+    return outcomes
 
 
-def _bootstrap(differences: list[float]) -> tuple[float, float]:
-    import numpy as np
-
-    values = np.asarray(differences)
-    picks = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
-    low, high = np.percentile(values[picks].mean(axis=1), [2.5, 97.5])
-    return float(low), float(high)
+def _bounds(found: list[dict[str, Any]], metric: str, mean: float | None) -> dict[str, float]:
+    """The interval of a row's mean; none where the mean is not that of its outcomes. Of rights and wrongs it stays in 0..1."""
+    outcomes = _outcomes(found, metric)
+    made: Interval | None = interval(outcomes)
+    if made is None or mean is None or abs(made.mean - mean) > 1e-9:
+        return {}
+    each = [values for strata in outcomes.values() for values in strata.values()]
+    low, high = min(map(min, each)), max(map(max, each))
+    if low == high and low in (0, 1):  # all right or all wrong: resampling sees no spread, which there may well be
+        records = max(map(len, each))
+        made = Interval(mean, *wilson(round(mean * records), records), made.seeds)
+    made = within(made, 0, 1) if low >= 0 and high <= 1 else made
+    return {"low": made.low, "high": made.high}
 
 
 def _samples(graph: Graph, transport: Transport, count: int = 3) -> tuple[list[dict[str, Any]], bool]:

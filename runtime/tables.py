@@ -44,7 +44,27 @@ def plan_text(plan: dict[str, Any]) -> str:
     if plan["budget"]:
         head = ["party", "data set", "task", "asked", "class", "spent", "cap"]
         parts.append(f"Budget, a document\n{grid(head, _budget(plan))}")
+    if memory := _memory(plan["memory"]):
+        parts.append(memory)
     return "\n\n".join(parts)
+
+
+def _memory(found: dict[str, Any]) -> str:
+    """What the models need, and whether that much is free."""
+    rows = [m for m in found["models"] if m["bytes"] is not None]
+    unknown = [m["model"] for m in found["models"] if m["bytes"] is None]
+    if not rows:
+        return ""
+    parts = []
+    for m in rows:
+        times = f" x {m['parties']} parties" if m["parties"] > 1 else ""
+        parts.append(f"{m['model']} {size(m['bytes'])}{' in training' if m['training'] else ''}{times}")
+    rest = f"; not known: {', '.join(unknown)}" if unknown else ""
+    free = found["free"]
+    here = "" if free is None else f"; {size(free)} free here"
+    if free is not None and found["total"] > free:
+        here += ": NOT ENOUGH for one machine"
+    return f"Memory of models, at least {size(found['total'])} ({', '.join(parts)}{rest}){here}"
 
 
 def _crossing(c: dict[str, Any]) -> list[str]:
@@ -108,7 +128,9 @@ def _who(crossings: list[dict[str, Any]], end: str) -> str:
 
 def _arms(table: dict[str, Any]) -> str:
     several = any(len(cell["seeds"]) > 1 for r in table["rows"] for cell in r["cells"].values())
-    head = [table["axis"], *[c["title"] + (" (each seed) mean" if several else "") for c in table["columns"]], "what crossed"]
+    bounds = any("low" in cell for r in table["rows"] for cell in r["cells"].values())
+    shown = (" (each seed) mean" if several else "") + (" [95%]" if bounds else "")
+    head = [table["axis"], *[c["title"] + shown for c in table["columns"]], "what crossed"]
     metrics = [c["metric"] for c in table["columns"]]
     cells = {r["row"]: [r["row"], *[_cell(r["cells"][m]) for m in metrics], r["guarantee"]] for r in table["rows"]}
     rows, apart = ([cells[r["row"]] for r in table["rows"] if r["apart"] is aside] for aside in (False, True))
@@ -123,9 +145,10 @@ def _arms(table: dict[str, Any]) -> str:
 def _cell(cell: dict[str, Any]) -> str:
     if cell["mean"] is None:
         return cell.get("note") or "-"
+    bounds = f" [{cell['low']:.3f}, {cell['high']:.3f}]" if "low" in cell else ""
     if len(cell["seeds"]) == 1:
-        return f"{cell['mean']:.3f}"
-    return " ".join(f"{v:.3f}" for v in cell["seeds"].values()) + f"  {cell['mean']:.3f}"
+        return f"{cell['mean']:.3f}{bounds}"
+    return " ".join(f"{v:.3f}" for v in cell["seeds"].values()) + f"  {cell['mean']:.3f}{bounds}"
 
 
 def _differences(table: dict[str, Any]) -> str:
@@ -136,8 +159,15 @@ def _differences(table: dict[str, Any]) -> str:
     ]
     if not rows:
         return ""
-    note = "Paired bootstrap over test records, 95% (not over seeds: with so few, every seed is printed instead)"
+    seeds = {c.get("seeds", 1) for c in table["comparisons"]}
+    over = "one seed, nothing is said about others" if seeds == {1} else f"and {_span(seeds)} seeds"
+    note = f"Paired by test record and seed, 95%: bootstrap over records, {over}"
     return f"{note}\n{grid(['difference', 'answering', 'mean', 'interval'], rows)}"
+
+
+def _span(counts: set[int]) -> str:
+    """A number, or the smallest and the largest."""
+    return str(min(counts)) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
 
 
 def ledger_text(found: list[dict[str, Any]]) -> str:
@@ -158,10 +188,10 @@ def ledger_text(found: list[dict[str, Any]]) -> str:
 
 
 def _record(found: dict[str, Any]) -> list[str]:
-    """What all record-level events of a data set come to, and their cap."""
+    """What all record-level events of a data set (or those over clients) come to, and their cap."""
     cap = found["cap"]
     events = f"{found['events']} event{'s' if found['events'] > 1 else ''}"
-    spent = f"{size_of(found)} a record ({', '.join(w for w in (events, found['neighbours']) if w)})"
+    spent = f"{size_of(found)} a {found.get('unit', 'record')} ({', '.join(w for w in (events, found['neighbours']) if w)})"
     return [spent, f"{cap['epsilon']:g}, delta {cap['delta']:g}" if cap else "NO CAP"]
 
 

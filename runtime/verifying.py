@@ -9,6 +9,7 @@ from typing import Any
 from osmotic.plugins.host import Registry
 from osmotic.runtime.accounts import summary
 from osmotic.runtime.charging import body_costs, costs_of
+from osmotic.runtime.endpoints import ANSWER
 from osmotic.runtime.ledger import Ledger
 from osmotic.runtime.site import Site
 from osmotic.schemas.artifacts import canonical
@@ -76,7 +77,7 @@ def verify(home: Path) -> dict[str, Any]:
         problems += [f"{party}: {text}" for text in found_here]
         crossings = list(_bodies(ledger, "crossings"))
         for entry in crossings:
-            if entry["to"] != "report":
+            if entry["to"] != "report" and entry["kind"] != ANSWER:
                 sides = ends.setdefault(entry["edge"], {"in": set(), "out": set()})
                 sides[entry["direction"]].add((entry["digest"], canonical(entry["label"])))
         counts = ledger.query("SELECT COUNT(*) FROM charges")[0][0]

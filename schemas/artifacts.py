@@ -14,6 +14,7 @@ from json.encoder import encode_basestring
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from osmotic.schemas.errors import DataError
+from osmotic.schemas.lazy import LazyTensors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,9 +36,14 @@ def json_text(value: Any) -> str:
 
 def digest_of(kind: str, files: Files) -> str:
     """Hexadecimal SHA-256 of an artifact's kind and files."""
+    return digest_of_hashes(kind, {name: hashlib.sha256(content).hexdigest() for name, content in files.items()})
+
+
+def digest_of_hashes(kind: str, hashes: Mapping[str, str]) -> str:
+    """The same from each file's hexadecimal SHA-256."""
     total = hashlib.sha256(kind.encode())
-    for name in sorted(files):
-        total.update(f"\0{name}\0{hashlib.sha256(files[name]).hexdigest()}".encode())
+    for name in sorted(hashes):
+        total.update(f"\0{name}\0{hashes[name]}".encode())
     return total.hexdigest()
 
 
@@ -118,14 +124,50 @@ class Records(Artifact):
             raise DataError(f"the records are damaged: {error}") from error
 
 
+def description(content: bytes) -> dict[str, Any]:
+    """The JSON description of weights; raises DataError unless it is an object that can be written as it was read."""
+    try:
+        found = json.loads(content, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"the description of weights is damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise DataError("the description of weights is damaged: not an object")
+    return found
+
+
+def _no_number(word: str) -> Any:
+    """json.loads takes NaN and infinities, which nothing here may write."""
+    raise ValueError(f"{word} is no number")
+
+
 class Weights(Artifact):
-    """Named tensors (numpy, float32 unless said otherwise) and a JSON description: the base model, what was trained."""
+    """Named tensors (numpy, float32 unless said otherwise) and a JSON description: the base model, what was trained.
+
+    Tensors of weights that were opened, not read (`Gathered.open`), come from their file at each access.
+    """
 
     kind = "weights"
 
     def __init__(self, tensors: "Mapping[str, np.ndarray]", meta: dict[str, Any] | None = None) -> None:
-        self.tensors = dict(tensors)
+        self.tensors: Mapping[str, np.ndarray] = tensors if isinstance(tensors, LazyTensors) else dict(tensors)
         self.meta = dict(meta or {})
+
+    def outline(self) -> "dict[str, tuple[tuple[int, ...], np.dtype[Any]]]":
+        """Name -> (shape, dtype); reads no tensor."""
+        if isinstance(self.tensors, LazyTensors):
+            return self.tensors.outline
+        return {name: (tensor.shape, tensor.dtype) for name, tensor in self.tensors.items()}
+
+    def part(self, name: str, start: int, stop: int) -> "np.ndarray":
+        """Elements [start, stop) of a tensor in row-major order, one-dimensional; not to be written to."""
+        if isinstance(self.tensors, LazyTensors):
+            return self.tensors.part(name, start, stop)
+        return self.tensors[name].reshape(-1)[start:stop]
+
+    def share(self, other: "Weights") -> None:
+        """Of opened weights that are alike, keep what says where the tensors lie once; changes nothing that can be seen."""
+        if isinstance(self.tensors, LazyTensors) and isinstance(other.tensors, LazyTensors):
+            self.tensors.share(other.tensors)
 
     def misfits(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
         """Names that are missing, unknown or, if there are none of these, of another shape than a model's parameters."""
@@ -147,7 +189,7 @@ class Weights(Artifact):
         from safetensors.numpy import load
 
         try:
-            return cls(load(files["weights.safetensors"]), json.loads(files["meta.json"]))
+            return cls(load(files["weights.safetensors"]), description(files["meta.json"]))
         except (KeyError, SafetensorError, TypeError, ValueError) as error:
             raise DataError(f"the weights are damaged: {error}") from error
 
@@ -223,10 +265,19 @@ A = TypeVar("A", bound=Artifact, covariant=True)
 
 
 class Gathered(Mapping[str, A], Generic[A]):
-    """Party name -> artifact, read lazily, iterated in party-name order: one artifact in memory at a time."""
+    """Party name -> artifact, read lazily, iterated in party-name order: one artifact in memory at a time.
 
-    def __init__(self, loaders: "Mapping[str, Any]") -> None:
+    openers: the same artifacts where they can be opened without being read whole; `open` falls back on loading.
+    """
+
+    def __init__(self, loaders: "Mapping[str, Any]", openers: "Mapping[str, Any] | None" = None) -> None:
         self._loaders = dict(sorted(loaders.items()))
+        self._openers = dict(openers or {})
+
+    def open(self, party: str) -> A:
+        """The artifact, verified, with its content left on disk where its kind allows it (weights): many fit into memory."""
+        artifact: A = self._openers.get(party, self._loaders[party])()
+        return artifact
 
     def __getitem__(self, party: str) -> A:
         artifact: A = self._loaders[party]()

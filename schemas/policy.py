@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, field_validator
 
+from osmotic.schemas.addresses import Address
 from osmotic.schemas.base import Config
 from osmotic.schemas.records import RecordSchema
 
@@ -61,6 +62,9 @@ class Budget(Config):
         description="The same for metric mechanisms, per unit of distance; default: per_document.",
     )  # fmt: skip
     per_record: RecordBudget | None = Field(None, description="(epsilon, delta) of all histograms and trainings together.")
+    per_client: RecordBudget | None = Field(
+        None, description="Under the name 'clients': (epsilon, delta) a client of all noisy sums of updates made here."
+    )
 
 
 class Waiver(Config):
@@ -70,6 +74,27 @@ class Waiver(Config):
     observers: tuple[str, ...] = Field(
         min_length=1, strict=False, description="Parties (by name, not by role) that may then see it or what follows from it."
     )
+
+
+class Remote(Config):
+    """A model server that this party's models may ask. It is a party of its own, named by its origin (scheme, host, port)."""
+
+    url: str = Field(description="Its address, e.g. https://api.example.com/v1; whatever lies below that path is meant too.")
+    sees: Literal["public", "protected", "private"] = Field(
+        "protected",
+        description="What this party's own data may reach it as: public only; released too; private too, and unprotected.",
+    )
+    key: str | None = Field(None, description="Name of the one environment variable that may be sent there as the key.")
+
+    @field_validator("url")
+    @classmethod
+    def _strict_url(cls, value: str) -> str:
+        return str(Address.parse(value))
+
+    @property
+    def address(self) -> Address:
+        """The address, read."""
+        return Address.parse(self.url)
 
 
 class SitePolicy(Config):
@@ -85,6 +110,9 @@ class SitePolicy(Config):
     cleartext: tuple[str, ...] = Field((), strict=False, description="Cleartext classes that a mechanism may declare.")
     endpoints: tuple[str, ...] = Field(
         (), strict=False, description="Parties (by name) whose models may be asked about private data."
+    )
+    remote: tuple[Remote, ...] = Field(
+        (), strict=False, description="Model servers that a pipeline's models here may ask at all, and what each may see."
     )
     models: tuple[str, ...] = Field(
         (),

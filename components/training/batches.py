@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training batches of prompt -> target tasks: which records, with which re-drawn fields, as which token ids; and their loss.
+"""Training batches of prompt -> target tasks: which records, with which re-drawn fields, as which token ids.
 
 Every choice comes from seeded streams that do not depend on the rationales, so that all arms of a comparison see the same
-label batches. Sequences are padded on the right: under causal attention no real token can see the padding.
+label batches. A prompt that is too long loses its beginning or its middle, never the model's start token before it, nor what
+the template says after its last slot (the cue); a target loses nothing.
 """
 
 import random
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 from osmotic.components.templates import Template, slots
+from osmotic.components.training.parts import Example, Step
 from osmotic.schemas.errors import ComponentError, Problem
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
+__all__ = ["Cut", "Encoder", "Example", "Order", "Redraw", "Row", "StepFeed", "Task", "set_state"]
 Row = Mapping[str, Any]
-Example = tuple[list[int], list[int]]  # prompt ids, target ids with the end token
-IGNORE = -100
+Cut = Literal["left", "middle"]
 LEAST_PROMPT = 8
 
 
@@ -26,6 +26,8 @@ class Order:
     """Record indices, epoch by epoch in random order; records that are not wanted are passed over, in their place."""
 
     def __init__(self, rng: random.Random, wanted: Sequence[bool]) -> None:
+        if not any(wanted):
+            raise ComponentError(Problem("there is no record to take"))
         self._rng = rng
         self._wanted = wanted
         self._queue: list[int] = []
@@ -44,7 +46,7 @@ class Order:
 
     def state(self) -> Any:
         """JSON value from which `restore` goes on."""
-        return [self._rng.getstate(), self._queue]
+        return [self._rng.getstate(), list(self._queue)]
 
     def restore(self, state: Any) -> None:
         """Go on where `state` was taken."""
@@ -71,66 +73,95 @@ class Redraw:
 
 @dataclass
 class Encoder:
-    """Text to token ids, cut to `limit` tokens a pair: the prompt loses its beginning, never its end; the target nothing."""
+    """Text to token ids.
+
+    limit: tokens of prompt and target together, or of each where they go `apart` (encoder and decoder). cut: what a prompt that
+    is too long loses.
+    """
 
     encode_prompts: Callable[[Sequence[str]], list[list[int]]]
     tokenizer: Any
     limit: int
-    _prompts: dict[str, list[int]] = field(default_factory=dict)
+    apart: bool = False
+    cut: Cut = "left"
     _targets: dict[str, list[int]] = field(default_factory=dict)
 
-    def pairs(self, prompts: Sequence[str], targets: Sequence[str], keep: bool) -> list[Example]:
-        """Token ids of each pair. `keep`: remember the prompts' ids (they will come again)."""
-        new = [text for text in dict.fromkeys(prompts) if text not in self._prompts]
-        found = dict(zip(new, self.encode_prompts(new), strict=True)) if new else {}
-        if keep:
-            self._prompts.update(found)
-        rows = []
-        for prompt, target in zip(prompts, targets, strict=True):
-            tail = self.target(target)
-            head = found[prompt] if prompt in found else self._prompts[prompt]
+    def pairs(
+        self, prompts: Sequence[str], targets: Sequence[str], places: Sequence[int], cue: int = 0
+    ) -> tuple[list[Example], int]:
+        """(token ids of each pair, how many prompts were cut). cue: tokens at a prompt's end that are never cut off.
+
+        places: position of each pair's record, for errors. Raises ComponentError where a target leaves no room for the cue (or
+        for `LEAST_PROMPT` tokens), or a prompt has no tokens.
+        """
+        heads = self.encode_prompts(prompts) if prompts else []
+        rows, short = [], 0
+        for head, target, place in zip(heads, targets, places, strict=True):
             if not head:
-                raise ComponentError(Problem("a prompt has no tokens", fix="check the templates of the prompts"))
-            rows.append((head[-(self.limit - len(tail)) :], tail))
-        return rows
+                raise ComponentError(Problem(f"the prompt of record {place + 1} has no tokens", fix="check its template"))
+            tail = self.target(target)
+            room = self._room(tail, max(LEAST_PROMPT, cue), place)
+            short += len(head) > room
+            rows.append((self._shortened(head, room, max(LEAST_PROMPT, cue)), tail))
+        return rows, short
+
+    def _room(self, tail: list[int], least: int, place: int) -> int:
+        room = self.limit if self.apart else self.limit - len(tail)
+        if room < least or len(tail) > self.limit:
+            rest = "" if self.apart else f" and {least} of the prompt"
+            why = f"{len(tail)} tokens with the end token; {self.limit} must hold it{rest}"
+            fix = "raise max_length (at most the model's own positions), or filter by length"
+            raise ComponentError(Problem(f"the target of record {place + 1} is too long", why=why, fix=fix))
+        return room
+
+    def _shortened(self, head: list[int], room: int, least: int) -> list[int]:
+        if len(head) <= room:
+            return head
+        starts = int(room > least and head[0] == getattr(self.tokenizer, "bos_token_id", None))
+        front = max(starts, (room - least) // 2 if self.cut == "middle" else 0)
+        return [*head[:front], *head[len(head) - room + front :]]
 
     def target(self, text: str) -> list[int]:
-        """Ids of a target and the end token. Raises ComponentError when it leaves no room for a prompt."""
+        """Ids of a target and the end token, uncut."""
         if text not in self._targets:
-            ids = [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
-            if len(ids) + LEAST_PROMPT > self.limit:
-                why = f"{len(ids)} tokens; max_length {self.limit} must leave {LEAST_PROMPT} for the prompt"
-                raise ComponentError(Problem("a target is too long", why=why, fix="raise max_length, or filter by length"))
-            self._targets[text] = ids
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            self._targets[text] = [*ids, self.tokenizer.eos_token_id]
         return self._targets[text]
 
 
 class Task:
-    """One of the student's tasks: its records (None where a record takes no part), templates, order and re-drawing."""
+    """One of the student's tasks: templates over its records (None where a record takes no part), order and re-drawing.
+
+    What stays as it is, is encoded once; `redraw` of fields that the templates name is encoded as it comes. held: indices that
+    take no part in training. short: how many prompts are too long as they stand. Raises ComponentError as `Encoder.pairs`.
+    """
 
     def __init__(
         self,
         prompt: Template,
         target: Template,
         rows: Sequence[Row | None],
-        order: Order,
+        order: random.Random,
         redraw: Redraw | None,
         encoder: Encoder,
+        held: frozenset[int] = frozenset(),
     ) -> None:
-        self._prompt, self._target = prompt, target
-        self._rows, self._order, self._redraw, self._encoder = rows, order, redraw, encoder
-        self._fixed = redraw is None or not slots(prompt.source) & set(redraw.domains)
-        for row in rows:
-            if row is not None:
-                encoder.target(target.render(row))
+        self._prompt, self._target, self._rows, self._redraw, self._encoder = prompt, target, rows, redraw, encoder
+        self._fixed = redraw is None or not (slots(prompt.source) | slots(target.source)) & set(redraw.domains)
+        self._order = Order(order, [row is not None and i not in held for i, row in enumerate(rows)])
+        self._cue = len(encoder.encode_prompts([cue_of(prompt.source)])[0])
+        known = [i for i, row in enumerate(rows) if row is not None]
+        found, self.short = self._encode([self._rows[i] for i in known], known)
+        self._examples = dict(zip(known, found, strict=True))
+        self.held_out = [self._examples[i] for i in known if i in held]
 
     def batch(self, count: int) -> list[Example]:
         """The next `count` examples."""
-        rows = [row for i in self._order.take(count) if (row := self._rows[i]) is not None]
-        if self._redraw:
-            rows = [self._redraw(row) for row in rows]
-        prompts = [self._prompt.render(row) for row in rows]
-        return self._encoder.pairs(prompts, [self._target.render(row) for row in rows], keep=self._fixed)
+        taken = self._order.take(count)
+        if self._redraw is None:
+            return [self._examples[i] for i in taken]
+        rows = [self._redraw(self._rows[i] or {}) for i in taken]  # drawn in any case: the stream goes on alike
+        return [self._examples[i] for i in taken] if self._fixed else self._encode(rows, taken)[0]
 
     def state(self) -> Any:
         """JSON value from which `restore` goes on."""
@@ -142,25 +173,37 @@ class Task:
         if self._redraw:
             set_state(self._redraw.rng, state["redraw"])
 
+    def _encode(self, rows: Sequence[Row | None], places: Sequence[int]) -> tuple[list[Example], int]:
+        given = [row for row in rows if row is not None]
+        prompts = [self._prompt.render(row) for row in given]
+        return self._encoder.pairs(prompts, [self._target.render(row) for row in given], places, self._cue)
+
+
+class StepFeed:
+    """Steps of `batch` records a task. A `Feed`."""
+
+    def __init__(self, tasks: Mapping[str, Task], batch: int) -> None:
+        self._tasks, self._batch = tasks, batch
+
+    def take(self) -> Step:
+        """The next step."""
+        return Step({name: task.batch(self._batch) for name, task in self._tasks.items()})
+
+    def state(self) -> Any:
+        """JSON value from which `restore` goes on."""
+        return {name: task.state() for name, task in self._tasks.items()}
+
+    def restore(self, state: Any) -> None:
+        """Go on where `state` was taken."""
+        for name, task in self._tasks.items():
+            task.restore(state[name])
+
+
+def cue_of(source: str) -> str:
+    """What a template says after its last slot."""
+    return re.split(r"\}\}|%\}", source)[-1]
+
 
 def set_state(rng: random.Random, state: Any) -> None:
     """Put back a stream's state that has been through JSON."""
     rng.setstate((state[0], tuple(state[1]), state[2]))
-
-
-def task_loss(forward: Callable[..., Any], examples: Sequence[Example]) -> "Tensor":
-    """Mean cross entropy over the targets' tokens (end tokens included); prompts and padding carry none."""
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    width = max(len(head) + len(tail) for head, tail in examples) - 1
-    first = min(len(head) for head, _ in examples) - 1
-    ids, labels = [], []
-    for head, tail in examples:
-        row = [*head, *tail[:-1]]
-        fill = width - len(row)
-        ids.append(row + [tail[-1]] * fill)
-        labels.append(([IGNORE] * (len(head) - 1) + tail + [IGNORE] * fill)[first:])
-    keep = torch.arange(first, width)
-    logits = forward(input_ids=torch.tensor(ids), use_cache=False, logits_to_keep=keep).logits
-    return cross_entropy(logits.flatten(0, 1).float(), torch.tensor(labels).flatten(), ignore_index=IGNORE)

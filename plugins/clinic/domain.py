@@ -108,6 +108,12 @@ RATIONALE = (
     "finding points to {system}; history points to {cause}; "
     "{system} with {cause} is {condition}; {condition} goes to {department}"
 )
+# The variant that names what a sanitiser perturbs: answered to a perturbed prompt, it is wrong about the record.
+NAMED_RATIONALE = (
+    "{name} from {place}: {sign} points to {system}; {exposure} points to {cause}; "
+    "{system} with {cause} is {condition}; {condition} goes to {department}"
+)
+NAMED_FIELDS = ("name", "place", "sign", "exposure")
 ANSWER_PATTERN = r"goes to (\S+)\s*$"
 CLIENTS = ("north", "south")
 # Four of the six rare words of each group: two thirds a client, one third shared, all words covered by the two.
@@ -178,6 +184,23 @@ def rationale_of(sign: str, exposure: str) -> str:
         condition=condition_of(sign, exposure),
         department=department_of(sign, exposure),
     )
+
+
+def named_rationale_of(record: Mapping[str, str]) -> str:
+    """Return the reasoning of the variant, which names the record's own patient, place, sign and exposure.
+
+    >>> named_rationale_of({"name": "ilse", "place": "ashmere", "sign": "rash", "exposure": "soot"})[:47]
+    'ilse from ashmere: rash points to skin; soot po'
+    """
+    return chain(record, system_index(record["sign"]), cause_index(record["exposure"]))
+
+
+def chain(named: Mapping[str, str], system: int, cause: int) -> str:
+    """Return the variant's reasoning about a system and a cause, whichever words it names: true of no record in general."""
+    condition = f"{AGENTS[cause]}-{DISEASES[system]}"
+    department = DEPARTMENTS[(system + OFFSETS[cause]) % len(DEPARTMENTS)]
+    found = {"system": SYSTEMS[system], "cause": CAUSES[cause], "condition": condition, "department": department}
+    return NAMED_RATIONALE.format(**{field: named[field] for field in NAMED_FIELDS}, **found)
 
 
 def render(record: Mapping[str, str], template: str = PUBLIC_TEMPLATE) -> str:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Make the embedded default from a seed: schema, records, lists' tables, tokenizer, teacher, student and a masked model.
 
-``python -m osmotic.plugins.clinic.make --out DIR`` writes ``DIR/data``, ``DIR/teacher``, ``DIR/student`` and ``DIR/masked``
-(``--only masked`` the last alone); a few minutes on one core. The data files come out byte for byte the same everywhere;
-weights do on one machine and one torch version. Teacher and masked model learn from public sentences with all words, the
-student's start from common words only.
+``python -m osmotic.plugins.clinic.make --out DIR`` writes ``DIR/data``, ``DIR/teacher``, ``DIR/student``, ``DIR/masked`` and
+``DIR/named`` (``--only masked`` or ``--only named``: one of the last two alone); some ten minutes on one core. The data files
+come out byte for byte the same everywhere; weights do on one machine and one torch version. Teacher and masked model learn from
+public sentences with all words, the student's start from common words only.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import BertForMaskedLM, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+Example = tuple[str, str]  # prompt, target
 IGNORE = -100
 MAX_POSITIONS = 128
 MASK = "[MASK]"
@@ -54,12 +55,15 @@ STUDENT = Recipe(hidden=96, inner=256, layers=3, heads=4, steps=600, batch=32, l
 MASKED = Recipe(hidden=96, inner=256, layers=2, heads=4, steps=900, batch=64, learning_rate=3e-3, rare=True)
 
 
-def build_tokenizer(mask: bool = False) -> PreTrainedTokenizerFast:
-    """Return the word-level tokenizer; it adds no token by itself. mask: with a mask token, the last."""
+def build_tokenizer(mask: bool = False, vocabulary: Sequence[str] | None = None) -> PreTrainedTokenizerFast:
+    """Return the word-level tokenizer; it adds no token by itself. mask: with a mask token, the last.
+
+    vocabulary: all its words, instead of the domain's.
+    """
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    ids = {word: number for number, word in enumerate([*domain.vocabulary(), *([MASK] if mask else [])])}
+    ids = {word: number for number, word in enumerate([*(vocabulary or domain.vocabulary()), *([MASK] if mask else [])])}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=domain.UNK))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -77,13 +81,13 @@ def build_tokenizer(mask: bool = False) -> PreTrainedTokenizerFast:
     )
 
 
-def build_model(recipe: Recipe, seed: int) -> LlamaForCausalLM:
-    """Return a freshly initialised Llama of the recipe's size."""
+def build_model(recipe: Recipe, seed: int, vocabulary: Sequence[str] | None = None) -> LlamaForCausalLM:
+    """Return a freshly initialised Llama of the recipe's size. vocabulary: its words, instead of the domain's."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
-    ids = {word: number for number, word in enumerate(domain.vocabulary())}
+    ids = {word: number for number, word in enumerate(vocabulary or domain.vocabulary())}
     config = LlamaConfig(
         vocab_size=len(ids),
         hidden_size=recipe.hidden,
@@ -285,6 +289,7 @@ def make(out: Path, seed: int = domain.SEED) -> None:
     save_tables(teacher, out / "data" / "tables.safetensors")
     save_model(train_public(STUDENT, seed + 1), tokenizer, out / "student")
     make_masked(out, seed)
+    make_named(out, seed)
 
 
 def make_masked(out: Path, seed: int = domain.SEED) -> None:
@@ -292,14 +297,26 @@ def make_masked(out: Path, seed: int = domain.SEED) -> None:
     save_model(train_masked(MASKED, seed + 2), build_tokenizer(mask=True), out / "masked")
 
 
+def make_named(out: Path, seed: int = domain.SEED) -> None:
+    """Write the variant whose rationale names what was perturbed below ``out/named``, its teacher grown from ``out/teacher``.
+
+    Where ``out`` holds no teacher, the shipped one is taken.
+    """
+    from osmotic.plugins.clinic.named import make_variant
+
+    made = out / "teacher"
+    make_variant(out / "named", made if made.is_dir() else Path(__file__).parent / "teacher", seed)
+
+
 def main() -> None:
     """Read the command line and make everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write data/, teacher/ and student/ into")
     parser.add_argument("--seed", type=int, default=domain.SEED)
-    parser.add_argument("--only", choices=["masked"], help="make one part alone")
+    parser.add_argument("--only", choices=["masked", "named"], help="make one part alone")
     arguments = parser.parse_args()
-    (make_masked if arguments.only else make)(arguments.out, arguments.seed)
+    parts = {None: make, "masked": make_masked, "named": make_named}
+    parts[arguments.only](arguments.out, arguments.seed)
 
 
 if __name__ == "__main__":

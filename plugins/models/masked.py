@@ -128,20 +128,24 @@ class MaskedModel:
 
 def _load(config: MaskedConfig) -> tuple[Any, Any]:
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-    from osmotic.plugins.models.causal import quiet
+    from osmotic.plugins.models.loading import BROKEN, quiet, refuse_foreign, whole
 
     folder = local_folder(config.path)
     source = str(folder) if folder else config.path
     options: dict[str, Any] = {"local_files_only": True} if folder else {"revision": config.revision}
+    refuse_foreign(source)
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
-            module = AutoModelForMaskedLM.from_pretrained(
-                source, dtype=getattr(torch, config.dtype), trust_remote_code=False, use_safetensors=True, **options
-            )
-    except (OSError, ValueError, KeyError) as error:
+            found = AutoModelForMaskedLM.from_pretrained(
+                source, dtype=getattr(torch, config.dtype), trust_remote_code=False, use_safetensors=True,
+                output_loading_info=True, **options,
+            )  # fmt: skip
+            module = whole(found)
+    except (SafetensorError, *BROKEN) as error:
         why = " ".join(str(error).split())[:300]
         fix = "give a directory with config.json, model.safetensors and tokenizer.json of a masked model"
         raise ConfigError(Problem(f"the masked model {source!r} cannot be loaded", why=why, fix=fix)) from error

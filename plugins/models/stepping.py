@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from osmotic.plugins.models.decoding import left_pad
+from osmotic.plugins.models.decoding import accepts, left_pad
 from osmotic.schemas.errors import ComponentError, Problem
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def start(module: Any, rows: Sequence[Sequence[int]], pad: int) -> "tuple[Steppi
     if not rows:
         empty = torch.zeros((0, 1), dtype=torch.long)
         return Stepping(None, empty, empty), np.zeros((0, columns(module)), dtype=np.float32)
-    ids, mask = left_pad(rows, pad)
+    ids, mask = (t.to(_device(module)) for t in left_pad(rows, pad))
     return _forward(module, None, ids, mask, (mask.cumsum(1) - 1).clamp(min=0))
 
 
@@ -47,12 +47,13 @@ def advance(module: Any, state: Stepping, tokens: Sequence[int]) -> "tuple[Stepp
         raise ComponentError(Problem(f"{len(tokens)} tokens were given for {len(state.mask)} prompts"))
     if not len(tokens):
         return start(module, [], 0)
-    limit = getattr(module.config, "max_position_embeddings", None)
+    limit = getattr(module.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if limit is not None and int(state.position.max()) >= limit:
         fix = "shorten the prompt (max_prompt_tokens of the model) or the answer"
         raise ComponentError(Problem("the answer does not fit into the model", why=f"it has {limit} positions", fix=fix))
     mask = torch.cat([state.mask, state.mask.new_ones(len(tokens), 1)], dim=1)
-    return _forward(module, state.cache, torch.tensor([[int(token)] for token in tokens]), mask, state.position)
+    ids = torch.tensor([[int(token)] for token in tokens], device=_device(module))
+    return _forward(module, state.cache, ids, mask, state.position)
 
 
 def columns(module: Any) -> int:
@@ -60,11 +61,20 @@ def columns(module: Any) -> int:
     return int(module.get_output_embeddings().weight.shape[0])
 
 
+def _device(module: Any) -> Any:
+    return next(module.parameters()).device
+
+
 def _forward(module: Any, cache: Any, ids: "Tensor", mask: "Tensor", at: "Tensor") -> "tuple[Stepping, np.ndarray]":
     import torch
 
+    more: dict[str, Any] = {"position_ids": at, "logits_to_keep": 1}
     with torch.inference_mode():
         out = module(
-            input_ids=ids, attention_mask=mask, position_ids=at, past_key_values=cache, use_cache=True, logits_to_keep=1
+            input_ids=ids,
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+            **{name: more[name] for name in accepts(module, *more)},
         )
-    return Stepping(out.past_key_values, mask, at[:, -1:] + 1), out.logits[:, -1].float().numpy()
+    return Stepping(out.past_key_values, mask, at[:, -1:] + 1), out.logits[:, -1].float().cpu().numpy()

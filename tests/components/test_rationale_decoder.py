@@ -31,7 +31,8 @@ def run(config, inputs, context=None):
 
 def test_identity_brings_each_rationale_to_its_record():
     assert run({}, tables(40)).rows == [
-        {"id": f"r{i}", "rationale": f"because {i}", "prompt": f"p{i}", "finished": i % 2 == 0} for i in range(40)
+        {"id": f"r{i}", "rationale": f"because {i}", "prompt": f"p{i}", "finished": i % 2 == 0, "problem": ""}
+        for i in range(40)
     ]
 
 
@@ -68,7 +69,8 @@ def subset(*left_out):
 def test_a_partial_key_says_which_records_are_meant():
     rows = run({"partial": True}, subset("x0", "x4", "x8")).rows
     assert rows == [
-        {"id": f"r{i}", "rationale": f"because {i}", "prompt": f"p{i}", "finished": i % 2 == 0} for i in (1, 2, 3, 5, 6, 7)
+        {"id": f"r{i}", "rationale": f"because {i}", "prompt": f"p{i}", "finished": i % 2 == 0, "problem": ""}
+        for i in (1, 2, 3, 5, 6, 7)
     ]
     assert run({"partial": True}, tables(9)).rows == run({}, tables(9)).rows
     model = testing.FakeTextGenerator(lambda prompt: prompt.splitlines()[2])
@@ -99,7 +101,7 @@ def test_exponential_shows_the_demonstration_and_the_real_question():
     context = testing.FakeContext(models={"slm": model})
     decoded = run(EXPONENTIAL, tables(20), context).rows
     assert decoded[7] == {
-        "id": "r7", "rationale": "fits Q: s7", "prompt": "Q: p7\nA: because 7\nQ: s7\nA:", "finished": True,
+        "id": "r7", "rationale": "fits Q: s7", "prompt": "Q: p7\nA: because 7\nQ: s7\nA:", "finished": True, "problem": "",
     }  # fmt: skip
     assert context.log[-1][:2] == (20, 20)
 
@@ -108,6 +110,7 @@ def test_a_cut_answer_is_marked_and_not_hidden():
     model = testing.FakeTextGenerator(lambda prompt: "one two three four")
     rows = run({**EXPONENTIAL, "max_new_tokens": 2}, tables(1), testing.FakeContext(models={"slm": model})).rows
     assert rows[0]["rationale"] == "one two" and rows[0]["finished"] is False
+    assert rows[0]["problem"] == "decoded-too-long"
 
 
 def test_after_a_kill_no_prompt_is_asked_again():
@@ -139,7 +142,8 @@ def test_a_model_that_loses_an_answer_is_found_out():
     "config",
     [
         {"strategy": "exponential"}, {"strategy": "exponential", "model": "slm"}, {"model": "slm"}, {"template": "x"},
-        {"strategy": "magic"}, {"max_new_tokens": 0}, {"alpha": 1}, {"partial": "yes"},
+        {"strategy": "magic"}, {"max_new_tokens": 0}, {"alpha": 1}, {"partial": "yes"}, {"strategy": "encoder-decoder"},
+        {"strategy": "substitution", "model": "slm"}, {"strategy": "substitution", "ambiguous": "last"}, {"ambiguous": "first"},
     ],
 )  # fmt: skip
 def test_wrong_configurations_are_refused(config):
@@ -153,11 +157,16 @@ def test_slots_are_checked_before_anything_runs():
     assert check(RationaleDecoderConfig(**EXPONENTIAL), schema) == []
     wrong = RationaleDecoderConfig(strategy="exponential", model="m", template="{{ perturbd }}")
     assert check(wrong, schema) == ["template: unknown slot 'perturbd'; did you mean 'perturbed'?"]
-    assert check(RationaleDecoderConfig(), schema) == ()
+    blind = RationaleDecoderConfig(strategy="exponential", model="m", template="{{ perturbed }}")
+    assert [text.partition(",")[0] for text in check(blind, schema)] == [
+        "template: it does not show {{ rationale }}", "template: it shows no field of the record"
+    ]  # fmt: skip
+    assert check(RationaleDecoderConfig(names=["sing"]), schema) == ["names: unknown field 'sing'; did you mean 'sign'?"]
+    assert check(RationaleDecoderConfig(names=["sign"]), schema) == check(RationaleDecoderConfig(), schema) == []
 
 
 def test_it_fits_the_contract():
     context = lambda: testing.FakeContext(models={"slm": testing.FakeTextGenerator(str.upper)})  # noqa: E731
     testing.check_component(RationaleDecoder, EXPONENTIAL, tables(5), context)
     empty = {name: Records([], table.columns) for name, table in tables(1).items()}
-    assert run({}, empty).columns == ["id", "rationale", "prompt", "finished"]
+    assert run({}, empty).columns == ["id", "rationale", "prompt", "finished", "problem"]

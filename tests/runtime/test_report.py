@@ -295,7 +295,7 @@ def test_results_show_means_seeds_intervals_and_their_meaning(summary: dict[str,
     assert "0.702 0.690 · 0.702 · 0.714 +0.292 [+0.247, +0.338]" in words
     assert "+0.341 [\u22120.004, +0.383]" in words
     assert 'class="gap clear">+0.292' in page and 'class="gap">+0.341' in page
-    assert "over test records, not over seeds" in words
+    assert "paired by test record and seed" in words and "Where there is one seed they say nothing about others" in words
     assert page.index('<tr class="apart"><th scope="row">clean') > page.index('<th scope="row">sanitized')
     assert "sanitized Accuracy south 0: 0.690, 1: 0.702, 2: 0.714" in words
     assert words.count("3 parties: north, south, west") == 1
