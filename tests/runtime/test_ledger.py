@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from osmotic.runtime.ledger import GENESIS, Ledger, TaskJournal
+from osmotic.runtime.journal import TaskJournal
+from osmotic.runtime.ledger import GENESIS, Ledger
 from osmotic.schemas.errors import StoreError
 
 
