@@ -67,13 +67,16 @@ def interval(found: Outcomes) -> Interval | None:
 def difference(left: Outcomes, right: Outcomes) -> Interval | None:
     """The 95% interval of left - right, paired by seed, stratum and record; None when nothing pairs."""
     paired: dict[str, dict[str, list[float]]] = {}
+    shares = True  # every outcome lies between 0 and 1, so that no difference of means is beyond 1
     for seed in (seed for seed in left if seed in right):
         for name, values in left[seed].items():
             other = right[seed].get(name, ())
             if len(values) == len(other):
                 pairs = zip(values, other, strict=True)
                 paired.setdefault(seed, {})[name] = [a - b for a, b in pairs]
-    return interval(paired)
+                shares &= all(0 <= value <= 1 for value in (*values, *other))
+    found = interval(paired)
+    return within(found, -1.0, 1.0) if found and shares else found
 
 
 def within(found: Interval, low: float, high: float) -> Interval:

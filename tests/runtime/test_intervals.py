@@ -114,6 +114,17 @@ def test_one_record_and_many_records() -> None:
     assert many is not None and many.high - many.low == pytest.approx(2 * 1.96 / math.sqrt(5_000), rel=0.1)
 
 
+def test_a_difference_of_shares_is_never_beyond_one() -> None:
+    rng = np.random.default_rng(5)
+    good = {str(s): {"a": [float(x) for x in rng.random(40) < share]} for s, share in enumerate((0.9, 1.0, 1.0))}
+    bad = {str(s): {"a": [0.0] * 40} for s in range(3)}
+    found, other = difference(good, bad), difference(bad, good)
+    assert found is not None and other is not None and found.mean > 0.9
+    assert (found.high, other.low) == (1.0, -1.0)
+    free = interval({s: {"a": [a - b for a, b in zip(one["a"], bad[s]["a"], strict=True)]} for s, one in good.items()})
+    assert free is not None and free.high > 1.0  # what it is without the bound
+
+
 def test_wilson_against_the_published_form() -> None:
     """50 of 100: .404 to .596; 0 of 10: 0 to .278 (Brown, Cai and DasGupta, 2001, give the same)."""
     assert wilson(50, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
