@@ -13,13 +13,20 @@ def register_components() -> Iterable[type[Component[Any]]]:
     """FedCoT's building blocks, and attacks on what was released."""
     from osmotic.components.aggregator import Aggregator
     from osmotic.components.bayes_attacker import BayesAttacker
+    from osmotic.components.candidate_evolver import CandidateEvolver
+    from osmotic.components.cluster_judge import ClusterJudge
+    from osmotic.components.copy_checker import CopyChecker
+    from osmotic.components.dp_generator import DpGenerator
     from osmotic.components.dp_sanitizer import DpSanitizer
+    from osmotic.components.dp_task_trainer import DpTaskTrainer
     from osmotic.components.evaluator import Evaluator
     from osmotic.components.feedback_sanitizer import FeedbackSanitizer
     from osmotic.components.inversion_attacker import InversionAttacker
     from osmotic.components.label_counter import LabelCounter
     from osmotic.components.masked_attacker import MaskedAttacker
     from osmotic.components.mechanism_auditor import MechanismAuditor
+    from osmotic.components.membership_attack import MembershipAttack
+    from osmotic.components.nearest_voter import NearestVoter
     from osmotic.components.rationale_decoder import RationaleDecoder
     from osmotic.components.rationale_filter import RationaleFilter
     from osmotic.components.record_blinder import RecordBlinder
@@ -27,7 +34,12 @@ def register_components() -> Iterable[type[Component[Any]]]:
     from osmotic.components.record_loader import RecordLoader
     from osmotic.components.record_uniter import RecordUniter
     from osmotic.components.student_trainer import StudentTrainer
+    from osmotic.components.synthetic_filter import SyntheticFilter
+    from osmotic.components.task_trainer import TaskTrainer
+    from osmotic.components.teacher_augmenter import TeacherAugmenter
     from osmotic.components.teacher_generator import TeacherGenerator
+    from osmotic.components.text_evaluator import TextEvaluator
+    from osmotic.components.text_synthesizer import TextSynthesizer
 
     return (
         RecordLoader,
@@ -36,15 +48,27 @@ def register_components() -> Iterable[type[Component[Any]]]:
         FeedbackSanitizer,
         LabelCounter,
         TeacherGenerator,
+        TeacherAugmenter,
+        ClusterJudge,
         RationaleDecoder,
         RationaleFilter,
         RecordUniter,
         RecordJoiner,
         StudentTrainer,
+        TaskTrainer,
+        DpTaskTrainer,
+        DpGenerator,
+        TextSynthesizer,
+        SyntheticFilter,
+        CopyChecker,
         Aggregator,
         Evaluator,
         BayesAttacker,
         InversionAttacker,
         MaskedAttacker,
         MechanismAuditor,
+        MembershipAttack,
+        CandidateEvolver,
+        NearestVoter,
+        TextEvaluator,
     )

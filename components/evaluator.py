@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well a student answers: asked for the label alone, for a rationale that ends with it, or by each choice's likelihood.
+"""How well a student answers: asked for the label, for a rationale that ends with it, by each choice's likelihood, by a head.
 
 Answers and gold labels are compared after folding case and white space (`accuracy`) or as written (`exact`). Every record
 counts: an answer that cannot be parsed is wrong, and counted as unparsed. Generated answers and scores are written down as they
-come: a run that was killed does not ask again. Guarantee: none. Scores on private records are themselves a release of them.
+come: a run that was killed does not ask again. Mode `head` is for weights that task_trainer gave a head of classes. Guarantee:
+none. Scores on private records are themselves a release of them.
 """
 
 import hashlib
@@ -17,12 +18,25 @@ from osmotic.components import metrics as score
 from osmotic.components.metrics import named, normal, parse
 from osmotic.components.scoring import likeliest, scored
 from osmotic.components.templates import check_slots, compile_template, slots
-from osmotic.plugins.contract import Component, Config, Context, Generation, Metrics, ModelName, Out, Outputs, Records, Weights
+from osmotic.components.training.heads import META, HeadModel
+from osmotic.plugins.contract import (
+    Component,
+    Config,
+    Context,
+    Document,
+    Generation,
+    Metrics,
+    ModelName,
+    Out,
+    Outputs,
+    Records,
+    Weights,
+)
 from osmotic.schemas.artifacts import canonical
 from osmotic.schemas.errors import ComponentError, DataError, Problem
 from osmotic.schemas.records import RecordSchema
 
-Mode = Literal["label", "rationale", "choice"]
+Mode = Literal["label", "rationale", "choice", "head"]
 Metric = Literal["accuracy", "exact", "macro_f1", "rouge_l", "perplexity"]
 Choices = list[list[str]] | None  # of each record
 TEMPLATES = ("label_prompt", "label_target", "rationale_prompt", "rationale_target")
@@ -62,8 +76,9 @@ class EvaluatorConfig(Config):
     max_new_tokens_label: int = Field(8, ge=1)
     max_new_tokens_rationale: int = Field(64, ge=1)
     modes: tuple[Mode, ...] = Field(
-        ("label", "rationale"), strict=False, min_length=1, description="'choice': the likeliest of `choices`, nothing written."
-    )
+        ("label", "rationale"), strict=False, min_length=1, description="'choice': the likeliest of `choices`, nothing "
+        "written; 'head': the class by the weights' own head, and no other mode beside it.",
+    )  # fmt: skip
     metrics: tuple[Metric, ...] = Field(
         ("accuracy",), strict=False, min_length=1, description="macro_f1 and rouge_l need the extra 'eval'."
     )
@@ -74,8 +89,8 @@ class Evaluator(Component[EvaluatorConfig]):
     """Records and weights in, scores and the outcome of each record out."""
 
     name = "evaluator"
-    version = 2
-    outputs = {"metrics": Out(Metrics)}
+    version = 3
+    outputs = {"metrics": Out(Metrics), "confusion": Out(Document)}
 
     @classmethod
     def check(cls, config: EvaluatorConfig, schema: RecordSchema | None) -> Sequence[str]:
@@ -85,9 +100,12 @@ class Evaluator(Component[EvaluatorConfig]):
             found.append("rationale_prompt: needed for the mode 'rationale'")
         if "rouge_l" in config.metrics and "rationale" in config.modes and config.rationale_target is None:
             found.append("rationale_target: needed for rouge_l in the mode 'rationale'")
-        if config.modes == ("choice",):
-            text = "metrics: {!r} compares what was written, and the mode 'choice' writes nothing"
-            found += [text.format(metric) for metric in ("exact", "rouge_l") if metric in config.metrics]
+        if config.modes in (("choice",), ("head",)):
+            text = "metrics: {!r} compares what was written, and the mode {!r} writes nothing"
+            found += [text.format(metric, config.modes[0]) for metric in ("exact", "rouge_l") if metric in config.metrics]
+        if "head" in config.modes:
+            found += ["modes: 'head' stands alone: its weights can do nothing else"] if len(config.modes) > 1 else []
+            found += ["metrics: a head of classes has no 'perplexity'"] if "perplexity" in config.metrics else []
         if schema is None:
             return found
         texts = {key: getattr(config, key) for key in TEMPLATES}
@@ -102,6 +120,8 @@ class Evaluator(Component[EvaluatorConfig]):
     def run(self, context: Context, records: Records, weights: Weights | None = None) -> Outputs:
         """Metrics ``METRIC_MODE`` for each mode, ``unparsed_MODE`` (a share) and ``records``.
 
+        Document ``confusion``: mode -> ``labels`` and ``counts`` [gold][answer], the last column for answers that are no label.
+
         Outcomes, one a record, for all but macro_f1; of perplexity it is ``nll_label``, mean negative log-likelihood a token.
         ``failed_MODE``: share of records that a model gave no answer to, where there are any; they count as unparsed, too.
         """
@@ -110,8 +130,10 @@ class Evaluator(Component[EvaluatorConfig]):
             raise ComponentError(Problem("there are no records to evaluate on"))
         for metric in score.LIBRARIES.keys() & set(config.metrics):
             score.library(metric)
-        model = self._model(context, weights)
         gold = _rendered(records, config.label_target, "label_target")
+        if "head" in config.modes:
+            return self._outputs(self._headed(context, records, weights, gold))
+        model = self._model(context, weights)
         choices = self._choices(context, records, gold)
         sheet = _Sheet(len(records))
         modes = config.modes if set(config.metrics) - {"perplexity"} else ()
@@ -129,7 +151,24 @@ class Evaluator(Component[EvaluatorConfig]):
                 sheet.mean(f"rouge_l_{mode}", score.rouge_l(references, [text or "" for text in texts]))
         if "perplexity" in config.metrics:
             self._perplexity(context, model, records, sheet)
-        return {"metrics": Metrics({**sheet.values, "records": float(len(records))}, sheet.outcomes, sheet.notes)}
+        return self._outputs(sheet)
+
+    def _outputs(self, sheet: "_Sheet") -> Outputs:
+        metrics = Metrics({**sheet.values, "records": float(sheet.records)}, sheet.outcomes, sheet.notes)
+        return {"metrics": metrics, "confusion": Document(sheet.confusion)}
+
+    def _headed(self, context: Context, records: Records, weights: Weights | None, gold: list[str]) -> "_Sheet":
+        """Scores of the classes that the weights' own head gives."""
+        model, prompts = context.model(self.config.model), _rendered(records, self.config.label_prompt, "label_prompt")
+        head, sheet = HeadModel.of(model, weights), _Sheet(len(records))
+        table = head.log_probabilities(prompts, self.config.batch, lambda done: context.progress(done, len(prompts), "head"))
+        answers: list[str | None] = [head.labels[i] for i in table.argmax(1).tolist()]
+        if len({normal(label) for label in head.labels}) < len(head.labels):
+            sheet.notes["labels"] = "labels that differ in case or blanks alone are taken for one"
+        if head.prompt != self.config.label_prompt:
+            sheet.notes["head"] = "asked with another prompt than it was trained on"
+        self._read(sheet, "head", gold, answers, None)
+        return sheet
 
     def _model(self, context: Context, weights: Weights | None) -> Any:
         model = context.model(self.config.model)
@@ -137,6 +176,9 @@ class Evaluator(Component[EvaluatorConfig]):
             return model
         if not hasattr(model, "with_weights"):
             raise ComponentError(Problem(f"the model {self.config.model!r} cannot take weights", fix="name a local model"))
+        if META in weights.meta:
+            fix = "modes: [head], or train with 'mode: generation'"
+            raise ComponentError(Problem("the weights name a class by a head, and write nothing", path="modes", fix=fix))
         return model.with_weights(weights)
 
     def _choices(self, context: Context, records: Records, gold: list[str]) -> Choices:
@@ -198,6 +240,7 @@ class Evaluator(Component[EvaluatorConfig]):
             pairs = zip(answers, choices, strict=True)
             read = [None if answer is None else named(answer, options) for answer, options in pairs]
         labels = [normal(label) for label in gold]
+        sheet.confusion[mode] = score.confusion(labels, read)
         if "accuracy" in self.config.metrics:
             sheet.mean(f"accuracy_{mode}", [float(a == g) for a, g in zip(read, labels, strict=True)])
         if "macro_f1" in self.config.metrics:
@@ -238,6 +281,7 @@ class _Sheet:
         self.values: dict[str, float] = {}
         self.outcomes: dict[str, list[float]] = {}
         self.notes: dict[str, str] = {}
+        self.confusion: dict[str, Any] = {}
 
     def mean(self, name: str, outcomes: list[float]) -> None:
         """Outcomes and their mean."""

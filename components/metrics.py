@@ -16,6 +16,7 @@ from osmotic.components.rationale_rules import MARKS, answer_key
 from osmotic.schemas.errors import ConfigError, Problem
 
 LIBRARIES = {"macro_f1": ("sklearn.metrics", "scikit-learn"), "rouge_l": ("rouge_score.rouge_scorer", "rouge-score")}
+MOST_CLASSES = 200  # of a table of confusions
 NO_ANSWER = "\0"  # a class of its own, which no label can be
 _LETTERS = r"[^\W_\u3040-\u30ff\u3400-\u9fff]"
 _TOKEN = re.compile(rf"[\u3040-\u30ff\u3400-\u9fff]|{_LETTERS}+(?:[{MARKS}]+{_LETTERS}*)*")
@@ -58,6 +59,21 @@ def macro_f1(gold: Sequence[str], answers: Sequence[str | None]) -> float:
     found = [NO_ANSWER if answer is None else answer for answer in answers]
     score = library("macro_f1").f1_score
     return float(score(list(gold), found, labels=sorted(set(gold)), average="macro", zero_division=0.0))
+
+
+def confusion(gold: Sequence[str], answers: Sequence[str | None], most: int = MOST_CLASSES) -> dict[str, Any]:
+    """``labels`` that occur among `gold`, sorted, and ``counts``: a row a label, a column a label and one for any other answer.
+
+    With more than `most` labels: no counts, only how many there are.
+    """
+    labels = sorted(set(gold))
+    if len(labels) > most:
+        return {"labels": [], "counts": [], "classes": len(labels)}
+    place = {label: i for i, label in enumerate(labels)}
+    counts = [[0] * (len(labels) + 1) for _ in labels]
+    for right, answer in zip(gold, answers, strict=True):
+        counts[place[right]][place.get(answer, len(labels)) if answer is not None else len(labels)] += 1
+    return {"labels": labels, "counts": counts, "classes": len(labels)}
 
 
 def rouge_l(references: Sequence[str], texts: Sequence[str]) -> list[float]:

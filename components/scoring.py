@@ -14,23 +14,24 @@ Pair = tuple[str, str]  # prompt, target
 Score = tuple[float, int]  # sum of log-probabilities, number of tokens
 
 
-def scored(context: Context, model: Any, pairs: Sequence[Pair], batch: int, note: str) -> list[Score]:
+def scored(context: Context, model: Any, pairs: Sequence[Pair], batch: int, note: str, journal: str = "scores") -> list[Score]:
     """(sum of log-probabilities, number of tokens) of each target given its prompt, `batch` pairs at a time.
 
+    journal: where they are kept over a kill; another one for each model that a task asks.
     Raises ComponentError when the model cannot score, gives another number of scores, or one that is no log-likelihood.
     """
     if not hasattr(model, "log_likelihood"):
         raise ComponentError(Problem("the model gives no log-likelihoods", path="model", fix="name a model that is a scorer"))
-    journal, found = context.journal("scores"), list[Score]()
+    kept, found = context.journal(journal), list[Score]()
     for start in range(0, len(pairs), batch):
         context.progress(start, len(pairs), note)
         asked = list(pairs[start : start + batch])
         key = hashlib.sha256(canonical(asked)).hexdigest()
-        known = journal.get(key)
+        known = kept.get(key)
         if known is None:
             known = [[float(total), int(count)] for total, count in model.log_likelihood(asked)]
             _check(known, len(asked))
-            journal.put(key, known)
+            kept.put(key, known)
         found += [(total, count) for total, count in known]
     context.progress(len(pairs), len(pairs), note)
     return found

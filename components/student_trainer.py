@@ -12,27 +12,35 @@ unprotected crossing. With `declare_examples` the number of records goes along w
 versions and thread counts give equal weights on a CPU, also after a resume.
 """
 
-import hashlib
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field
 
 from osmotic.components.templates import check_slots, compile_template
 from osmotic.components.training import loop
-from osmotic.components.training.batches import Cut, Encoder, Redraw, StepFeed, Task
-from osmotic.components.training.engines import put_in, read_out, trained
-from osmotic.components.training.losses import Packing, kind_of
+from osmotic.components.training.batches import Encoder, Redraw, StepFeed, Task
+from osmotic.components.training.common import (
+    TrainerConfig,
+    check_base,
+    cut_note,
+    encoder_of,
+    engine_problems,
+    finite_tensors,
+    held_out_of,
+    key_of,
+    settings_of,
+    told_of,
+    trainable_of,
+)
+from osmotic.components.training.engines import layout_of, put_in, trained
+from osmotic.components.training.losses import kind_of
 from osmotic.components.training.parts import Step
-from osmotic.components.training.settings import DeepspeedConfig, EngineName, HeldOutConfig, Schedule, TrainSettings
-from osmotic.plugins.contract import Component, Config, Context, Document, ModelName, Out, Outputs, Records, Trainable, Weights
-from osmotic.schemas.artifacts import canonical
+from osmotic.plugins.contract import Component, Config, Context, Document, ModelName, Out, Outputs, Records, Weights
 from osmotic.schemas.errors import ComponentError, Problem
 from osmotic.schemas.records import RecordSchema
 
 CHECKPOINT_SECONDS = 30.0
-CURVE_POINTS = 200
 
 
 class RedrawConfig(Config):
@@ -42,13 +50,7 @@ class RedrawConfig(Config):
     probability: float = Field(0.8, ge=0, le=1, description="Of drawing a field anew, each field for itself.")
 
 
-class HeldOut(HeldOutConfig):
-    """Records kept apart, the same in all arms: training stops when their loss does, and the best weights are given out."""
-
-    share: float = Field(0.1, gt=0, lt=1, description="Of the records; at least one, and at least one is left to train on.")
-
-
-class StudentTrainerConfig(Config):
+class StudentTrainerConfig(TrainerConfig):
     """What is trained, on which prompts and targets, for how long."""
 
     model: ModelName
@@ -56,28 +58,9 @@ class StudentTrainerConfig(Config):
     label_target: str = Field(description="Jinja2 over the record's fields.")
     rationale_prompt: str = Field(description="Jinja2 over the record's fields.")
     rationale_target: str = Field("{{ rationale }}", description="Jinja2 over the record's fields and `rationale`.")
-    steps: int = Field(ge=1)
-    batch: int = Field(32, ge=1, description="Records a task a step, over all processes and accumulated forwards.")
-    accumulate: int = Field(1, ge=1, description="Forwards a step in each process, for less memory; the loss stays the same.")
-    learning_rate: float = Field(2e-3, gt=0)
-    warmup: int = Field(0, ge=0, description="Steps of linear warm-up.")
-    schedule: Schedule = "constant"
-    weight_decay: float = Field(0.01, ge=0, description="Of matrices; norms and biases do not decay.")
-    clip: float | None = Field(None, gt=0, description="Largest L2 norm of the gradient.")
     label_weight: float = Field(1.0, ge=0)
     rationale_weight: float = Field(1.0, ge=0)
-    max_length: int = Field(256, ge=16, description="Tokens of prompt and target together; of each with an encoder-decoder.")
-    truncate: Cut = Field("left", description="What a prompt that is too long loses; never what follows its last slot.")
-    packing: Packing = Field("auto", description="auto: without padding where the model can, else padded.")
     redraw: RedrawConfig | None = None
-    held_out: HeldOut | None = None
-    proximal: float = Field(0.0, ge=0, description="FedProx: mu of mu/2 ||w - start||^2; start: `init`, or the model itself.")
-    declare_examples: bool = Field(
-        False, description="Put the number of records trained on into the weights' description: it crosses with them."
-    )
-    engine: EngineName = "torch"
-    processes: int = Field(1, ge=1, description="Processes on this machine that share each step's rows.")
-    deepspeed: DeepspeedConfig = DeepspeedConfig()
     columns: tuple[str, ...] = Field(
         (), strict=False, description="Columns that the records have beside the schema's fields (of record_joiner)."
     )
@@ -94,11 +77,7 @@ class StudentTrainer(Component[StudentTrainerConfig]):
     @classmethod
     def check(cls, config: StudentTrainerConfig, schema: RecordSchema | None) -> Sequence[str]:
         """Slots of the templates, re-drawn fields without a domain, settings of an engine that is not used."""
-        found = []
-        if config.engine != "deepspeed" and config.deepspeed != DeepspeedConfig():
-            found.append("deepspeed: is used with 'engine: deepspeed' only")
-        if config.deepspeed.offload != "none" and not config.deepspeed.stage:
-            found.append("deepspeed.offload: needs stage 1, 2 or 3")
+        found = engine_problems(config)
         if schema is None:
             return found
         known = {*schema.fields, *config.columns}
@@ -114,40 +93,33 @@ class StudentTrainer(Component[StudentTrainerConfig]):
         self, context: Context, records: Records, rationales: Records | None = None, init: Weights | None = None
     ) -> Outputs:
         """Train; see the module. `rationales`: rows of ``id`` (the record's own) and ``rationale``. `init`: where to start."""
-        from numpy import isfinite
-
-        model = context.model(self.config.model)
-        if not isinstance(model, Trainable):
-            raise ComponentError(Problem(f"the model {self.config.model!r} cannot be trained here", fix="name a local model"))
-        module, tokenizer = model.trainable()
-        base = str(getattr(model, "fingerprint", ""))
+        model, module, tokenizer, base = trainable_of(context, self.config.model)
         if init is not None:
-            _check_base(init, base)
+            check_base(init, base)
             put_in(trained(module), init)
-        held = self._held_out(context, len(records))
+        held = held_out_of(context, self.config.held_out, len(records))
         joined = self._join(context, records, rationales, held)
-        tasks = self._tasks(context, records, joined, self._encoder(model, module, tokenizer), held)
+        tasks = self._tasks(context, records, joined, encoder_of(model, module, tokenizer, self.config), held)
         apart = {name: task.held_out for name, task in tasks.items() if task.held_out}
         notes = self._notes(tasks, rationales)
         if held and not apart:
             notes.append("no record held out has a rationale: training was not stopped early")
+        weights = {name: getattr(self.config, f"{name}_weight") for name in tasks}
         result = loop.train(
             module,
             StepFeed(tasks, self.config.batch),
-            self._settings(context, model, kind_of(module, self.config.packing), tasks),
+            settings_of(context, self.config, model, kind_of(module, self.config.packing), weights),
             context.scratch(),
-            _key(self.config, base, records, joined, init),
+            key_of(self.config, base, [records.rows, sorted(joined.items())], init),
             context.progress,
             Step(apart) if apart else None,
             checkpoint_seconds=CHECKPOINT_SECONDS,
         )
-        tensors = read_out(module)
-        if not all(isfinite(tensor).all() for tensor in tensors.values()):
-            raise ComponentError(Problem("the trained weights are not all finite numbers", fix="lower learning_rate"))
-        meta = {"base": base, "steps": result.best or len(result.curve), **_layout(module)}
+        tensors = finite_tensors(module)
+        meta = {"base": base, "steps": result.best or len(result.curve), **layout_of(module)}
         if self.config.declare_examples:
             meta["examples"] = len(records) - len(held)
-        return {"weights": Weights(tensors, meta), "curve": Document(_told(result, notes))}
+        return {"weights": Weights(tensors, meta), "curve": Document(told_of(result, notes))}
 
     def _join(
         self, context: Context, records: Records, rationales: Records | None, held: frozenset[int] = frozenset()
@@ -168,16 +140,6 @@ class StudentTrainer(Component[StudentTrainerConfig]):
             if len(group) > 1:
                 given |= {one: found[other] for one, other in zip(group, group[1:] + group[:1], strict=True)}
         return given
-
-    def _held_out(self, context: Context, count: int) -> frozenset[int]:
-        """Indices of the records that take no part in training: the same for all arms."""
-        if self.config.held_out is None:
-            return frozenset()
-        if count < 2:
-            fix = "give more records, or held_out: null"
-            raise ComponentError(Problem(f"none of {count} record(s) can be held out", fix=fix))
-        size = min(count - 1, max(1, round(self.config.held_out.share * count)))
-        return frozenset(context.rng("held-out").sample(range(count), size))
 
     def _tasks(
         self, context: Context, records: Records, joined: dict[str, str], encoder: Encoder, held: frozenset[int]
@@ -209,90 +171,11 @@ class StudentTrainer(Component[StudentTrainerConfig]):
             )
         return Redraw(context.rng(f"redraw{suffix}"), domains, self.config.redraw.probability)
 
-    def _encoder(self, model: Any, module: Any, tokenizer: Any) -> Encoder:
-        if tokenizer.eos_token_id is None:
-            raise ComponentError(Problem("the tokenizer has no end token", why="a target must end with one"))
-        config, limit = module.config, self.config.max_length
-        apart = bool(getattr(config, "is_encoder_decoder", False))
-        positions = getattr(config, "max_position_embeddings", None) or limit
-        encode = getattr(model, "encode_prompts", None) or _plain(tokenizer)
-        return Encoder(encode, tokenizer, min(limit, positions), apart, self.config.truncate)
-
     def _notes(self, tasks: dict[str, Task], rationales: Records | None) -> list[str]:
         """What did not go as one would wish, in counts."""
         notes = []
         if rationales is not None and self.config.rationale_weight > 0 and "rationale" not in tasks:
             notes.append("there are no rationales to train on: trained on labels alone")
-        what = "beginning" if self.config.truncate == "left" else "middle"
         for name, task in tasks.items():
-            if task.short:
-                notes.append(f"{task.short} prompts of the {name} task were too long and lost their {what}")
+            notes += cut_note(task.short, self.config, f"of the {name} task ")
         return notes
-
-    def _settings(self, context: Context, model: Any, kind: str, tasks: dict[str, Task]) -> TrainSettings:
-        config = self.config
-        return TrainSettings(
-            steps=config.steps,
-            learning_rate=config.learning_rate,
-            weights={name: getattr(config, f"{name}_weight") for name in tasks},
-            kind=kind,
-            warmup=config.warmup,
-            schedule=config.schedule,
-            weight_decay=config.weight_decay,
-            clip=config.clip or 0.0,
-            accumulate=config.accumulate,
-            dtype="bfloat16" if getattr(model, "dtype", "float32") == "bfloat16" else "float32",
-            seed=context.rng("torch").getrandbits(63),
-            engine=config.engine,
-            processes=config.processes,
-            stage=config.deepspeed.stage,
-            offload=config.deepspeed.offload,
-            held_out=(config.held_out.every, config.held_out.patience) if config.held_out else None,
-            proximal=config.proximal,
-        )
-
-
-def _plain(tokenizer: Any) -> Callable[[Sequence[str]], list[list[int]]]:
-    """How a model's plugin that does not say so encodes prompts."""
-    return lambda texts: [list(ids) for ids in tokenizer(list(texts))["input_ids"]]
-
-
-def _layout(module: Any) -> dict[str, Any]:
-    """What the tensors are, for whoever averages them: ``layout``, and of adapters ``rank``, ``alpha``, ``frozen`` factors."""
-    adapters = getattr(module, "peft_config", None)
-    if not adapters:
-        return {"layout": "full"}
-    settings = next(iter(adapters.values()))
-    frozen = sorted(name for name, p in module.named_parameters() if "lora_" in name and not p.requires_grad)
-    facts = {"layout": "lora", "rank": int(settings.r), "alpha": float(settings.lora_alpha)}
-    return {**facts, "frozen": frozen} if frozen else facts
-
-
-def _check_base(init: Weights, base: str) -> None:
-    if init.meta.get("base") != base:
-        why = f"trained from {str(init.meta.get('base'))[:12]}, this model is {base[:12]}"
-        raise ComponentError(Problem("'init' belongs to another model", why=why, fix="use the same model in all trainers"))
-
-
-def _key(config: StudentTrainerConfig, base: str, records: Records, joined: dict[str, str], init: Weights | None) -> str:
-    """What a checkpoint must have been made from to be of use."""
-    settings = config.model_dump(mode="json", exclude={"engine", "processes", "deepspeed", "declare_examples"})
-    total = hashlib.sha256(canonical([settings, base, records.rows, sorted(joined.items())]))
-    for name, tensor in sorted(init.tensors.items()) if init else ():
-        total.update(name.encode() + tensor.tobytes())
-    return total.hexdigest()
-
-
-def _told(result: loop.Result, notes: list[str]) -> dict[str, Any]:
-    """The curve as columns, with what is to be said of the run."""
-    told: dict[str, Any] = {**_thin(result.curve), "notes": [*notes, *result.notes]}
-    if result.held_out:
-        told |= {"held_out": _thin(result.held_out), "best": result.best, "stopped": result.stopped}
-    return told
-
-
-def _thin(curve: list[dict[str, float]]) -> dict[str, list[float]]:
-    """Columns of at most about 200 evenly spaced points, first and last included."""
-    stride = max(1, math.ceil(len(curve) / CURVE_POINTS))
-    points = [p for i, p in enumerate(curve) if i % stride == 0 or i == len(curve) - 1]
-    return {name: [point[name] for point in points] for name in (curve[0] if curve else {})}

@@ -37,13 +37,14 @@ def register_mechanisms() -> Iterable[type[Mechanism[Any]] | type[DocumentMechan
 @hookimpl
 def register_models() -> Iterable[type[ModelPlugin[Any]]]:
     """Models from local directories, the real small one that a registry package ships, and a server's."""
+    from osmotic.plugins.models.embedding import EmbedderModel, MiniLmModel
     from osmotic.plugins.models.masked import TransformersMasked
     from osmotic.plugins.models.openai import OpenAiModel
     from osmotic.plugins.models.smollm2 import SmolLm2
     from osmotic.plugins.models.transformers import TransformersModel
     from osmotic.plugins.models.vllm import VllmModel
 
-    return (TransformersModel, SmolLm2, VllmModel, TransformersMasked, OpenAiModel)
+    return (TransformersModel, SmolLm2, VllmModel, TransformersMasked, OpenAiModel, EmbedderModel, MiniLmModel)
 
 
 @hookimpl

@@ -18,9 +18,9 @@ plugin builds an object that has one or more of the protocols below.
 import inspect
 import random
 import types
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
@@ -35,7 +35,6 @@ from typing import (
     get_args,
     get_origin,
     get_type_hints,
-    runtime_checkable,
 )
 
 from pydantic import Field
@@ -51,6 +50,18 @@ from osmotic.plugins.mechanism import (
     TablePlugin,
     Tokenizer,
 )
+from osmotic.plugins.model import (
+    PROBLEMS,
+    Answer,
+    Embedder,
+    Generation,
+    MaskedLM,
+    ModelPlugin,
+    NextToken,
+    Scorer,
+    TextGenerator,
+    Trainable,
+)
 from osmotic.schemas.artifacts import Artifact, Document, Gathered, Metrics, Records, Weights
 from osmotic.schemas.base import Config
 from osmotic.schemas.guarantees import Guarantee
@@ -61,10 +72,10 @@ if TYPE_CHECKING:
 
 
 __all__ = [
-    "Answer", "Artifact", "Component", "Config", "Context", "DatasetName", "Document", "DocumentMechanism", "Drawn",
-    "Embedder", "Entropy", "Gathered", "Generation", "Guarantee", "Journal", "MaskedLM", "Mechanism", "Metrics", "ModelName",
-    "ModelPlugin", "NextToken", "Out", "Outputs", "Port", "Records", "Scorer", "Slot", "Space", "Table", "TablePlugin",
-    "TextGenerator", "Tokenizer", "Trainable", "Weights", "config_type", "input_ports",
+    "PROBLEMS", "Answer", "Artifact", "Component", "Config", "Context", "DatasetName", "Document", "DocumentMechanism",
+    "Drawn", "Embedder", "Entropy", "Gathered", "Generation", "Guarantee", "Journal", "MaskedLM", "Mechanism", "Metrics",
+    "ModelName", "ModelPlugin", "NextToken", "Out", "Outputs", "Port", "PrivateJob", "Records", "Scorer", "Slot", "Space",
+    "Table", "TablePlugin", "TextGenerator", "Tokenizer", "Trainable", "Weights", "config_type", "input_ports",
 ]  # fmt: skip
 
 C = TypeVar("C", bound=Config)
@@ -73,9 +84,6 @@ ModelName = Annotated[str, Field(json_schema_extra={"osmotic": "model"}, descrip
 DatasetName = Annotated[
     str, Field(json_schema_extra={"osmotic": "dataset"}, description="A bound data set: its public schema is read, no record.")
 ]
-
-
-# ---- components ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -106,6 +114,34 @@ class Journal(Protocol):
 
     def put_many(self, values: Mapping[str, Any]) -> None:
         """The same for several that came together, all or none: one write instead of many."""
+
+
+@dataclass(frozen=True)
+class PrivateJob:
+    """What is trained with differential privacy, and how; `Context.private_training` does it.
+
+    Whatever comes out for a record may depend on that record and on public things alone, never on another record: this is tried
+    on the model before training, and a job that mixes records is refused.
+    module: torch.nn.Module; its parameters that require a gradient are trained, in place.
+    encode: one record -> an example of any kind; None where nothing can be learned from it (it then adds nothing).
+    losses: (module, examples) -> float tensor [n], one loss an example; is called with `module` wrapped.
+    dummies: some public examples, of the kind that `encode` gives, to try the model on: two of unequal length or more.
+    key: names everything public that the result depends on (model, templates, settings): equal jobs have equal keys.
+    meta: goes with the trained weights; public. at_once: examples in memory at a time; changes nothing else.
+    """
+
+    module: Any
+    encode: Callable[[Mapping[str, Any]], Any | None]
+    losses: Callable[[Any, Sequence[Any]], Any]
+    dummies: Sequence[Any]
+    key: str
+    learning_rate: float
+    warmup: int = 0
+    schedule: Literal["constant", "linear"] = "constant"
+    weight_decay: float = 0.0
+    at_once: int = 32
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    meta: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Context(Protocol):
@@ -179,6 +215,24 @@ class Context(Protocol):
         returns; the same task with the same sum finds it again. Raises RefusedError or BudgetError by the cap `per_client`.
         """
 
+    def noisy_votes(self, records: Records, votes: Mapping[str, int], size: int, noise: Mapping[str, Any]) -> Records:
+        """How often each of `size` public candidates was voted for, with Gaussian noise: rows ``value`` ("0"..), ``count``.
+
+        votes: record id -> number of a candidate, for every record of the data set; a vote may depend on its own record and on
+        public or released things, on nothing else. noise: see `schemas.noise.VoteNoise`. count: a number, may be negative.
+        Charged a record, and stored, before it returns; the same question about the same votes finds it again.
+        """
+
+    def private_training(self, records: Records, job: PrivateJob, noise: Mapping[str, Any]) -> "tuple[Weights, Document]":
+        """Train with DP-SGD on every record of the data set: (the trained tensors, what happened step by step).
+
+        noise: see `schemas.noise.TrainingNoise`. One plan binds Poisson sampling, clipping, noise and accounting; it is charged
+        a record, in full, before the first gradient; a killed training goes on where it was, with the batches and the noise
+        that it would have had, and the same training is found again, free. The weights are released: meta is the job's and the
+        plan's. The document (batch sizes, losses) is private. Raises ConfigError for a model that gives no per-example
+        gradients, RefusedError or BudgetError by the cap `per_record`.
+        """
+
     def mechanism(self, mechanism: Mapping[str, Any], field: str) -> Mechanism[Any]:
         """A token mechanism over the space of a field of the schema, for analysis: nothing is released or charged."""
 
@@ -249,148 +303,3 @@ def _port(cls: type, name: str, hint: Any) -> Port:
     if not (isinstance(kind, type) and issubclass(kind, Artifact)):
         raise TypeError(f"{cls.__name__}.run: the input {name!r} must be annotated with an artifact class")
     return Port(kind, optional, gathered)
-
-
-# ---- models ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Generation:
-    """How to generate. temperature 0 = greedy. `stop`: strings that end an answer (not part of it).
-
-    json_schema: ask for JSON of this schema, where the back end can hold a model to one; the answer is still to be checked.
-    """
-
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    top_p: float = 1.0
-    stop: tuple[str, ...] = ()
-    seed: int = 0
-    json_schema: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One generated text. finished: it ended by itself, not by the length limit. tokens: generated ones.
-
-    prompt_tokens: of the prompt, 0 where a back end does not count them. cost: in the currency of the model's configuration.
-    problem: why there is no answer, a word of `PROBLEMS`; "" where there is one.
-    """
-
-    text: str
-    finished: bool
-    tokens: int
-    prompt_tokens: int = 0
-    cost: float = 0.0
-    problem: str = ""
-
-
-PROBLEMS = ("timeout", "overloaded", "server-error", "refused-request", "bad-answer", "too-long", "empty-prompt")
-
-
-@runtime_checkable
-class TextGenerator(Protocol):
-    """Text in, text out.
-
-    A model may also have ``stream(prompts, how) -> Iterator[tuple[int, Answer]]``: (index of the prompt, answer) as they
-    come, in any order, each once; what cannot be answered comes with `Answer.problem`, and the others go on. And beside it
-    ``batches(prompts, how) -> Iterator[list[tuple[int, Answer]]]``: the same, those together that came together.
-    """
-
-    def generate(self, prompts: Sequence[str], how: Generation) -> list[Answer]:
-        """One answer a prompt, in order."""
-
-
-@runtime_checkable
-class Scorer(Protocol):
-    """Log-probabilities of given continuations."""
-
-    def log_likelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
-        """(sum of log-probabilities, number of tokens) of each target given its prompt."""
-
-
-@runtime_checkable
-class NextToken(Protocol):
-    """Next-token distributions of a causal model, one token after another: for mechanisms that draw tokens themselves.
-
-    A model may also have ``fits(prompt, new) -> bool``: whether a prompt and `new` tokens have room; texts are cut by it.
-    """
-
-    @property
-    def vocabulary(self) -> int:
-        """Number of tokens."""
-
-    @property
-    def end(self) -> int:
-        """The token that ends an answer."""
-
-    def start(self, prompts: Sequence[str]) -> "tuple[Any, np.ndarray]":
-        """(state, float32 [n, vocabulary] logits of the token after each prompt)."""
-
-    def advance(self, state: Any, tokens: Sequence[int]) -> "tuple[Any, np.ndarray]":
-        """(state, logits) after one more token for each prompt."""
-
-    def text(self, tokens: Sequence[int]) -> str:
-        """Tokens as text, without special ones."""
-
-
-@runtime_checkable
-class MaskedLM(Protocol):
-    """Candidates for a masked position.
-
-    A model may also have ``fits(text) -> bool``: whether there is room for a text; texts are cut around the mask by it.
-    """
-
-    def fill(self, texts: Sequence[str], top_k: int) -> list[list[tuple[str, float]]]:
-        """For each text with one ``[MASK]``: (token, log-probability), best first."""
-
-    def vocabulary(self) -> tuple[str, ...]:
-        """Every token as text, in the order of the logits' columns; empty where a token stands for no text."""
-
-    def logits(self, texts: Sequence[str]) -> "np.ndarray":
-        """float32 [n, V]: the logits at the one ``[MASK]`` of each text."""
-
-
-@runtime_checkable
-class Embedder(Protocol):
-    """Text -> vectors."""
-
-    def embed(self, texts: Sequence[str]) -> "np.ndarray":
-        """float32 [n, d], L2-normalised."""
-
-
-@runtime_checkable
-class Trainable(Protocol):
-    """A model whose parameters can be trained (torch)."""
-
-    def trainable(self) -> tuple[Any, Any]:
-        """A fresh copy: (torch.nn.Module of transformers' causal or sequence-to-sequence kind, its tokenizer)."""
-
-    def with_weights(self, weights: Weights) -> Any:
-        """The same plugin's object with trained weights in place; meta["base"] must be this model's fingerprint."""
-
-
-class ModelPlugin(ABC, Generic[C]):
-    """Builds a model object from its configuration. Light to construct; `build` may be slow and is called once a process."""
-
-    name: ClassVar[str]
-    provides: ClassVar[frozenset[str]]  # of: text_generator, scorer, next_token, masked_lm, embedder, trainable
-
-    def __init__(self, config: C) -> None:
-        self.config = config
-
-    @abstractmethod
-    def fingerprint(self) -> str:
-        """SHA-256 of what the model is (files, not paths); part of cache keys. Must not load the model."""
-
-    def endpoint(self) -> str | None:
-        """Address of the server that answers, for the site's policy and the transcript; None: the model runs at its party."""
-        return None
-
-    def memory(self, training: bool) -> int | None:
-        """Bytes of memory that it needs, for answering or for training, roughly; None: not known. Must not load the model."""
-        return None
-
-    @abstractmethod
-    def build(self) -> Any:
-        """The model object, with the protocols that `provides` names."""

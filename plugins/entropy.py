@@ -1,20 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where randomness comes from: the operating system for every choice that a guarantee rests on, or a seed for tests.
 
-Both turn 64-bit words into exact draws: integers by rejection (no modulo bias; a range up to 2^32 takes half a word), uniforms
+A long training stretches 32 bytes of the operating system by a cipher (`CipherEntropy`), so that it can be taken up again. All
+turn 64-bit words into exact draws: integers by rejection (no modulo bias; a range up to 2^32 takes half a word), uniforms
 as k / 2^53 with k in 1..2^53-1, so that 0 and 1 never come out. Void when: a seed is used (the output must then say ``void:
-seeded``).
+seeded``), or a cipher's secret is known, or one (secret, purpose, step) serves two releases.
 """
 
 import hashlib
+import hmac
 import os
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from osmotic.schemas.errors import ConfigError, Problem
+
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["SeededEntropy", "SystemEntropy"]
+__all__ = ["CipherEntropy", "SeededEntropy", "SystemEntropy"]
 
 GRID = 1 << 53
 CHUNK = 1 << 14  # words at a time: what stays in a core's cache
@@ -98,3 +102,33 @@ class SeededEntropy(_Words):
         import numpy as np
 
         return np.asarray(self._bits.random_raw(count), dtype=np.uint64)
+
+
+class CipherEntropy(_Words):
+    """AES-256 in counter mode, keyed by HMAC-SHA256(secret, purpose and step): the same words again for the same three.
+
+    secret: 32 bytes from the operating system, kept until nothing is to be drawn again; streams of other purposes or steps are
+    independent as long as AES and HMAC are what they are held to be. Raises ConfigError without the package cryptography.
+    """
+
+    name: ClassVar[Literal["cipher"]] = "cipher"
+
+    def __init__(self, secret: bytes, purpose: str, step: int = 0) -> None:
+        try:
+            from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+        except ImportError as error:
+            what = "noise from a cipher stream needs the package cryptography"
+            raise ConfigError(Problem(what, why=str(error), fix="pip install 'osmotic[dp]'")) from error
+        named = purpose.encode()
+        message = len(named).to_bytes(8, "big") + named + step.to_bytes(8, "big")
+        key = hmac.new(secret, message, hashlib.sha256).digest()
+        self._stream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+
+    def words(self, count: int) -> "np.ndarray":
+        """uint64 [count], uniform and independent: the next ones of the stream."""
+        return self._words(count)
+
+    def _words(self, count: int) -> "np.ndarray":
+        import numpy as np
+
+        return np.frombuffer(self._stream.update(bytes(8 * count)), dtype="<u8").astype(np.uint64, copy=False)

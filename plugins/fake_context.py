@@ -18,9 +18,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from osmotic.plugins.contract import DocumentMechanism, Mechanism, Records, Slot, Space, Weights, config_type
+from osmotic.plugins.contract import (
+    Document,
+    DocumentMechanism,
+    Mechanism,
+    PrivateJob,
+    Records,
+    Slot,
+    Space,
+    Weights,
+    config_type,
+)
 from osmotic.schemas.errors import ComponentError, ConfigError, DataError, Problem, RefusedError
-from osmotic.schemas.noise import ClientNoise, CountNoise
+from osmotic.schemas.noise import ClientNoise, CountNoise, TrainingNoise, VoteNoise
 from osmotic.schemas.records import FieldSpec, RecordSchema
 from osmotic.schemas.source import Source, did_you_mean, problems_of
 
@@ -150,13 +160,42 @@ class FakeContext:
         asked: ClientNoise = validated(ClientNoise, noise, "dp")
         z = asked.noise_multiplier
         if z is None:
-            z = math.sqrt(2 * (asked.rounds or 1) * math.log(1.25 / (asked.delta or 1.0))) / (asked.epsilon or 1.0)
+            z = _usual_multiplier(asked.epsilon, asked.delta, asked.rounds)
         total = GridSum(shapes, asked.clip, z)
         for update in updates:
             total.add(update)
         self.sums += 1
         made = total.noisy(SeededEntropy(f"{self.seed} {self.party} sum {self.sums}"))
         return Weights(made, {"clip": asked.clip, "noise_multiplier": z})
+
+    def noisy_votes(self, records: Records, votes: Mapping[str, int], size: int, noise: Mapping[str, Any]) -> Records:
+        """Rows ``value``, ``count``, with seeded Gaussian noise of about the host's scale."""
+        asked: VoteNoise = validated(VoteNoise, noise, "noise")
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ConfigError(Problem(f"votes need a number of candidates, 1 or more (got {size!r})", path="size"))
+        whole = all(isinstance(vote, int) and not isinstance(vote, bool) and 0 <= vote < size for vote in votes.values())
+        if not whole or set(votes) != {row["id"] for row in records}:
+            raise DataError(Problem(f"every record needs one vote, a whole number from 0 to {size - 1}", path="votes"))
+        z = asked.noise_multiplier or _usual_multiplier(asked.epsilon, asked.delta, asked.rounds)
+        self.sums += 1
+        rng, counts = self.rng(f"votes {self.sums}"), Counter(votes.values())
+        return Records([{"value": str(i), "count": counts[i] + rng.gauss(0.0, z)} for i in range(size)], ["value", "count"])
+
+    def private_training(self, records: Records, job: PrivateJob, noise: Mapping[str, Any]) -> tuple[Weights, Document]:
+        """The engine's own training (torch, osmotic[dp]), with a secret made of the seed, so without any guarantee.
+
+        Called again with the same context, it goes on from its checkpoints, as after a kill.
+        """
+        from osmotic.plugins.dp_sgd.loop import train
+        from osmotic.plugins.dp_sgd.plan import ExecutionPlan
+
+        plan = ExecutionPlan.of(validated(TrainingNoise, noise, "privacy"), len(records))
+        secret = hashlib.sha256(f"fake training {self.seed} {self.party} {job.key}".encode("utf-8", "surrogatepass")).digest()
+        examples = [job.encode(row) for row in sorted(records, key=lambda row: str(row["id"]))]
+        done = train(job, examples, plan, secret, self.scratch() / f"private-{secret.hex()[:12]}", self.progress)
+        told = {**plan.describe(), "void": "seeded"}
+        log = Document({"privacy": told, "records": len(records), "steps": done.steps})
+        return Weights(done.tensors, {**job.meta, "privacy": told}), log
 
     def mechanism(self, mechanism: Mapping[str, Any], field: str) -> Mechanism[Any]:
         """A token mechanism over a field's space; raises ConfigError when the test gave no class of that name."""
@@ -263,6 +302,11 @@ def _wanted(bits: Records, key: Records) -> set[str]:
     """Ids of the records whose released bit is "yes"."""
     home = {row["released"]: row["id"] for row in key}
     return {home[row["id"]] for row in bits if row.get("bit") == "yes"}
+
+
+def _usual_multiplier(epsilon: float | None, delta: float | None, rounds: int | None) -> float:
+    """About the noise multiplier that the host takes for so many rounds; needs no accountant."""
+    return math.sqrt(2 * (rounds or 1) * math.log(1.25 / (delta or 1.0))) / (epsilon or 1.0)
 
 
 def _integer_noise(noise: CountNoise, rng: random.Random) -> int:

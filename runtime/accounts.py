@@ -13,6 +13,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from osmotic.plugins.accounting import REPLACE_ONE, Event
 from osmotic.runtime.charging import (
     EPSILON,
     PARTITION,
@@ -24,7 +25,7 @@ from osmotic.runtime.charging import (
     kind_of,
     weakest,
 )
-from osmotic.runtime.composition import REPLACE_ONE, Event, RecordEvents, events_under, size_of, told
+from osmotic.runtime.composition import RecordEvents, events_under, size_of, told
 from osmotic.runtime.site import Ref, Site
 from osmotic.schemas.errors import MembraneError, Problem
 from osmotic.schemas.labels import Label

@@ -13,7 +13,7 @@ from osmotic.runtime.checks import Configs, slot_problems
 from osmotic.runtime.data import Datasets
 from osmotic.runtime.flow import Flow, infer
 from osmotic.runtime.graph import Graph
-from osmotic.runtime.load import Loaded, find, load
+from osmotic.runtime.load import Loaded, find, load, sites_file
 from osmotic.runtime.policies import Policies, beside, check_binds, open_site, policies_of
 from osmotic.runtime.run import Runner, Watcher, accept, locked, settle
 from osmotic.runtime.site import Site
@@ -79,7 +79,7 @@ def prepare(
     registry = registry or build_registry()
     graph = Graph(loaded, registry)
     configs = Configs(graph)
-    file = sites or beside(find(str(pipeline)))
+    file = sites_file(sites) if sites else beside(find(str(pipeline)))
     policies = policies_of(list(graph.role_of), file, binds)
     check_binds(policies, binds)
     problems: list[Problem] = []

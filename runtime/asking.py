@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a plan asks of a party's data: releases, feedback bits, histograms; checked against models, policy and caps before a
-single record is read.
+"""What a plan asks of a party's data: releases, feedback bits, histograms, trainings, votes; checked against models, policy and
+caps before anything runs.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from osmotic.plugins.building import is_document, mechanism_config, split
+from osmotic.runtime import flow, record_asks
 from osmotic.runtime.charging import by_kind, cap_of, check_cap, in_words
 from osmotic.runtime.checks import Configs, build_model, datasets_of, model_fields, releases
 from osmotic.runtime.composition import ClientEvents, RecordEvents
@@ -70,7 +71,7 @@ def is_histogram(config: Any) -> bool:
 
 def asks(config: Any) -> bool:
     """Whether a task asks for any privacy budget."""
-    return is_release(config) or is_feedback(config) or is_histogram(config)
+    return is_release(config) or is_feedback(config) or is_histogram(config) or record_asks.noise_in(config) is not None
 
 
 def asked_by(graph: Graph, configs: Configs, instances: list[Instance]) -> Iterator[tuple[Instance, Any, str]]:
@@ -95,8 +96,11 @@ def objections(site: "Site", graph: Graph, configs: Configs) -> list[Problem]:
         if is_feedback(configs.of(instance)) and releases(graph.nodes[instance.node]):
             problems += _located(graph, instance, "epsilon", partial(_check_own, graph, configs, instance, seen))
     for instance, config, dataset in asked_by(graph, configs, graph.at(site.party)):
+        if record_asks.noise_in(config):
+            continue
         key = "epsilon" if is_feedback(config) else "mechanism"
         problems += _located(graph, instance, key, partial(_check, site, graph, dataset, config))
+    problems += [*record_asks.objections(site, graph, configs), *_mixed(site, graph, configs)]
     for node in sorted({instance.node for instance in graph.at(site.party)}):
         problems += _client_sums(site, graph, configs, node)
     return list(dict.fromkeys(problems))
@@ -167,6 +171,22 @@ def _check_own(graph: Graph, configs: Configs, instance: Instance, seen: set[str
                 raise RefusedError(Problem(what, why=why, fix="leave out rules and components that compare records"))
             seen.add(before.id)
             waiting.append(before)
+
+
+def _mixed(site: "Site", graph: Graph, configs: Configs) -> list[Problem]:
+    """Trainings and votes that several private inputs would reach: a record is charged for what it adds by itself alone."""
+    asking = [one for one in graph.at(site.party) if record_asks.noise_in(configs.of(one))]
+    labels = flow.infer(graph, {site.party: site.policy}).labels if asking else {}
+    problems = []
+    for instance in asking:
+        private = [edge for edge in instance.edges() if not edge.crossing and labels[(edge.producer, edge.port)].of("raw")]
+        if len(private) > 1 and releases(graph.nodes[instance.node]):
+            path = (*graph.nodes[instance.node].path, "inputs")
+            named = ", ".join(sorted({f"{edge.producer.partition('@')[0]}.{edge.port}" for edge in private}))
+            what, why = f"several inputs are private ({named}), and only the records may be", "a record pays for its own share"
+            fix = "connect released or public artifacts to the other inputs"
+            problems.append(Problem(what, graph.loaded.source.where(path), ".".join(map(str, path)), why, fix))
+    return problems
 
 
 def _check_counts(site: "Site", dataset: str, noise: CountNoise) -> None:

@@ -28,7 +28,7 @@ app = typer.Typer(
 )
 
 PipelineArgument = Annotated[str, typer.Argument(help="Path of a pipeline, or the name of a shipped one (fedcot).")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change one key: a.b=value (YAML). May be repeated.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change a key: a.b=value (YAML), or several: @FILE.")]
 SitesOption = Annotated[Path | None, typer.Option("--sites", help="Site policies; default: PIPELINE.sites.yaml beside it.")]
 BindOption = Annotated[list[str] | None, typer.Option("--bind", help="NAME=FILE: the file of a data set that a site binds.")]
 HomeOption = Annotated[Path | None, typer.Option("--home", help="Folder of stores and ledgers; default osmotic-runs/NAME.")]
@@ -168,6 +168,22 @@ def sanitize(
 
     ready = prepare(build_registry(), mechanism, epsilon, tuple(set_ or ()), table, model)
     sanitize_command(ready, read_input(file, sys.stdin.buffer), json_)
+
+
+@app.command()
+def prompts(
+    file: Annotated[Path, typer.Argument(help="A data set file of FATE-LLM (YAML, ten keys).")],
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse what FATE-LLM's own parser cannot read back.")] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Convert the prompts of a FATE-LLM data set file, or say where they cannot work (exit code 2). No model is loaded."""
+    from osmotic.plugins.labelled.fate_llm import read_fate_llm
+    from osmotic.runtime.prompts import prompts_json, prompts_text
+
+    found = read_fate_llm(file, strict)
+    for note in () if json_ else found.notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(prompts_json(found) if json_ else prompts_text(found))
 
 
 @app.command()

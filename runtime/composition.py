@@ -1,105 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Record-level events (histograms, trainings) of a data set: stored, charged before anything is returned, and composed.
 
-An event is {kind, parameters, neighbours}: laplace {epsilon} (pure), gaussian {sigma, changes} (discrete noise on `changes`
-counts that one record moves by 1) or {noise_multiplier}, dp-sgd {noise_multiplier, sampling_probability, steps} (Poisson
-sampling). A noise multiplier is of add-or-remove-one: when a record is replaced, the same training loses more. Composition is
-by privacy loss distributions of dp-accounting, its pessimistic estimate: an upper bound. A pure event counts as the worst
-mechanism of its epsilon. Events under different neighbouring relations are never composed into one number.
-The cap, (epsilon, delta), holds over all events of a data set, ever. Void when: the data set is known under two names.
+What an event is, and how several compose, is in `osmotic.plugins.accounting`. The cap,
+(epsilon, delta), holds over all events of a data set, ever. Void when: the data set is known under two names.
 """
 
-import functools
 import json
-import math
 import sqlite3
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from osmotic.plugins.accounting import CLASSES, Event, check_relation, compose
 from osmotic.runtime.charging import SLACK, budget_of, is_open
 from osmotic.runtime.ledger import Ledger, now
+from osmotic.runtime.releases import Made
 from osmotic.schemas.artifacts import canonical
 from osmotic.schemas.errors import BudgetError, ConfigError, Problem, RefusedError
 from osmotic.schemas.messages import fingerprint
 from osmotic.schemas.policy import RecordBudget, SitePolicy
 
-Event = Mapping[str, Any]
-CLASSES = {"laplace": "laplace-histogram", "gaussian": "gaussian", "dp-sgd": "dp-sgd"}
-REPLACE_ONE, ADD_OR_REMOVE_ONE = "replace-one", "add-or-remove-one"
 NOT_COMPUTED = "not computed: pip install 'osmotic[dp]'"
-LEAST_MULTIPLIER = 0.1  # of an event; with less, the accountant's memory grows beyond any machine's
 USUAL_DELTA = 1e-5  # where nothing says at which delta to report
 CLIENTS = "clients"  # what stands in a data set's place for sums over clients
-
-
-def compose(events: Iterable[Event], delta: float) -> dict[str, float]:
-    """Neighbouring relation -> epsilon of all its events together, at delta; infinite where delta is 0 and noise Gaussian."""
-    groups: dict[str, Counter[str]] = {}
-    for event in events:
-        _check_relation(event)
-        key = canonical({"kind": event["kind"], "parameters": event["parameters"]}).decode()
-        groups.setdefault(event["neighbours"], Counter())[key] += 1
-    return {relation: _together(counts, delta) for relation, counts in sorted(groups.items())}
-
-
-def _check_relation(event: Event) -> None:
-    """Raise ConfigError for a noise multiplier of another relation than the accountant computes with."""
-    if "noise_multiplier" in event["parameters"] and event["neighbours"] != ADD_OR_REMOVE_ONE:
-        what = f"a {event['kind']} event with a noise multiplier cannot be of {event['neighbours']!r}"
-        why = "it is computed for neighbours that differ by one record more or less; a replaced record moves a sum twice as far"
-        raise ConfigError(Problem(what, path="neighbours", why=why, fix=f"neighbours: {ADD_OR_REMOVE_ONE}"))
-
-
-def _together(counts: Counter[str], delta: float) -> float:
-    events = [(json.loads(text), count) for text, count in sorted(counts.items())]
-    if delta == 0:
-        pure = all(event["kind"] == "laplace" for event, _ in events)
-        return sum(event["parameters"]["epsilon"] * count for event, count in events) if pure else math.inf
-    total: Any = None
-    for text, count in sorted(counts.items()):
-        one = _distribution(text)
-        one = one if count == 1 else one.self_compose(count)
-        total = one if total is None else total.compose(one)
-    return max(0.0, float(total.get_epsilon_for_delta(delta)))
-
-
-@functools.lru_cache(maxsize=64)
-def _distribution(text: str) -> Any:
-    """The privacy loss distribution of one event (canonical JSON), pessimistic."""
-    pld, common = _accounting()
-    event = json.loads(text)
-    kind, given = event["kind"], event["parameters"]
-    if given.get("noise_multiplier", LEAST_MULTIPLIER) < LEAST_MULTIPLIER:
-        what = f"a noise multiplier of {given['noise_multiplier']:g} is not accounted for: at least {LEAST_MULTIPLIER:g}"
-        why = "its epsilon is above 90, and its distribution takes gigabytes"
-        raise ConfigError(Problem(what, path="noise_multiplier", why=why, fix="more noise"))
-    try:
-        if kind == "laplace":
-            return pld.from_privacy_parameters(common.DifferentialPrivacyParameters(given["epsilon"], 0.0))
-        if kind == "gaussian" and "sigma" in given:
-            return pld.from_discrete_gaussian_mechanism(given["sigma"], 1).self_compose(given["changes"])
-        if kind == "gaussian":
-            return pld.from_gaussian_mechanism(given["noise_multiplier"])
-        if kind == "dp-sgd":
-            made = pld.from_gaussian_mechanism(given["noise_multiplier"], sampling_prob=given["sampling_probability"])
-            return made.self_compose(given["steps"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(Problem(f"not the parameters of a {kind} event", why=str(error)[:200])) from error
-    raise ConfigError(Problem(f"unknown kind of event {kind!r}", fix=f"one of {', '.join(CLASSES)}"))
-
-
-def _accounting() -> tuple[Any, Any]:
-    """dp-accounting's modules; raises ConfigError when the package is not there."""
-    try:
-        from dp_accounting.pld import common, privacy_loss_distribution  # type: ignore[import-untyped, unused-ignore]
-    except ImportError as error:
-        fix = "pip install 'osmotic[dp]'"
-        raise ConfigError(
-            Problem("composing (epsilon, delta) needs the package dp-accounting", why=str(error), fix=fix)
-        ) from error
-    return privacy_loss_distribution, common
 
 
 @dataclass
@@ -140,7 +63,7 @@ class RecordEvents:
         """
         if event["kind"] not in CLASSES:
             raise ConfigError(Problem(f"unknown kind of event {event['kind']!r}", fix=f"one of {', '.join(CLASSES)}"))
-        _check_relation(event)
+        check_relation(event)
         self.check(db, dataset, event)
         text, kind = canonical(dict(event)).decode(), CLASSES[event["kind"]]
         db.execute("INSERT INTO events VALUES (?,?,?,?,?,?,?)", (lookup, dataset, kind, text, payload, task, void))
@@ -167,7 +90,8 @@ class RecordEvents:
                 f"{after[worst]:.4g} > {cap.epsilon:g} a {self.unit} at delta {cap.delta:g} ({worst})"
             )
             why = f"spent before: {earlier}" if earlier else "nothing was spent before"
-            raise BudgetError(Problem(what, why=why, fix=f"more noise; the cap is 'per_{self.unit}' in the site's policy"))
+            more = "more noise" if cap.delta else "more noise, or a cap with a delta (none allows Gaussian noise)"
+            raise BudgetError(Problem(what, why=why, fix=f"{more}; the cap is 'per_{self.unit}' in the site's policy"))
 
     def events(self, dataset: str) -> list[Event]:
         """All events of a data set."""
@@ -176,20 +100,37 @@ class RecordEvents:
     def total(self, dataset: str, events: Iterable[Event]) -> dict[str, Any] | None:
         """{epsilon, delta, neighbours, events} of some events of a data set, worst relation; None without events.
 
-        At the cap's delta, else at the usual one; epsilon is None where the accountant is not installed.
+        At the cap's delta, else at the largest that they were asked for at, else at the usual one; epsilon is None where the
+        accountant is not installed.
         """
         found = list(events)
         if not found:
             return None
         cap = self.limit(dataset)
         pure = all(event["kind"] == "laplace" for event in found)
-        delta = cap.delta if cap else (0.0 if pure else USUAL_DELTA)
+        asked = max((float(event["delta"]) for event in found if event.get("delta")), default=USUAL_DELTA)
+        delta = cap.delta if cap else (0.0 if pure else asked)
         try:
             by_relation = compose(found, delta)
         except ConfigError:
             return {"epsilon": None, "delta": delta, "neighbours": "", "events": len(found)}
         worst = max(by_relation, key=lambda relation: by_relation[relation])
         return {"epsilon": by_relation[worst], "delta": delta, "neighbours": worst, "events": len(found)}
+
+
+def register(
+    db: sqlite3.Connection, what: str, lookup: str, digest: str, dataset: str, kind: str, detail: str, void: str
+) -> Made:  # fmt: skip
+    """Register the artifact of that digest as the release that a charged event (`lookup`) paid for.
+
+    what: histogram, votes, training; kind: of the event. detail: in words; equal for releases that are to be told once.
+    """
+    parameters = fingerprint([what, lookup])
+    made = Made(fingerprint([parameters, digest]), digest)
+    values = (made.ref, digest, dataset, parameters, CLASSES[kind], 0.0, detail, void, 1, "{}")
+    db.execute("INSERT OR REPLACE INTO release_sets VALUES (?,?,?,?,?,?,?,?,?,?)", values)
+    db.execute("INSERT OR IGNORE INTO members VALUES (?,?)", (made.ref, lookup))
+    return made
 
 
 class ClientEvents(RecordEvents):
@@ -230,5 +171,8 @@ def size_of(total: Mapping[str, Any]) -> str:
 
 def told(event: Event) -> str:
     """An event in words."""
-    given = ", ".join(f"{key} {value:g}" for key, value in event["parameters"].items())
-    return f"{event['kind']} ({given})"
+    given = event["parameters"]
+    if event["kind"] == "dp-sgd":
+        q, steps, z = given["sampling_probability"], given["steps"], given["noise_multiplier"]
+        return f"DP-SGD (Poisson sampling {q:.4g}, {steps} steps, noise {z:.4g})"
+    return f"{event['kind']} ({', '.join(f'{key} {value:g}' for key, value in given.items())})"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from osmotic.plugins.contract import Mechanism, Records, Weights
+from osmotic.plugins.contract import Document, Mechanism, PrivateJob, Records, Weights
 from osmotic.runtime.composition import ClientEvents, RecordEvents
 from osmotic.runtime.data import Datasets
 from osmotic.runtime.flow import source_label
@@ -35,13 +35,14 @@ class SiteContext:
         self, *, party: str, task: str, key: str, seed: str, noise_seed: int | None, label: Label, lineage: list[str],
         datasets: Datasets, releaser: Releaser, ledger: Ledger, store: Store, models: Callable[[str, Callable[[], Label]], Any],
         progress: Callable[[int, int, str], None], source: str | None = None, own_models: Models | None = None,
-        question: str = "",
+        question: str = "", private_inputs: int = 0, seen: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self._party, self._task, self._key, self._seed = party, task, key, seed
         self._noise_seed, self._label, self._lineage = noise_seed, label, lineage
         self._datasets, self._releaser, self._ledger, self._store = datasets, releaser, ledger, store
         self._models, self._progress, self._source = models, progress, source
-        self._own_models, self._question = own_models, question or task
+        self._own_models, self._question, self._private_inputs = own_models, question or task, private_inputs
+        self._seen = sorted(seen)  # digests of the inputs that are not private
         self._run_task = f"{ledger.folder.parent.parent.name}: {task}"
         self.made: dict[str, str] = {}  # digest -> reference of what this very task released
 
@@ -111,9 +112,9 @@ class SiteContext:
         self._check_given(records, (), dataset)
         if set(bits) != {row.get("id") for row in records} or not all(isinstance(bit, bool) for bit in bits.values()):
             raise DataError(Problem(f"{self._task}: feedback needs one bit, true or false, of every record"))
-        refs = sorted(e.ref for e in self._label.of("release"))
+        question = fingerprint([self._question, self._refs()])
         released, key, made = self._releaser.feedback(
-            records, bits, epsilon, dataset, self._noise_seed, question=fingerprint([self._question, refs]), task=self._run_task
+            records, bits, epsilon, dataset, self._noise_seed, question=question, task=self._run_task
         )
         self.made[made.digest] = made.ref
         return released, key
@@ -138,6 +139,54 @@ class SiteContext:
         events = ClientEvents(self._ledger, self._datasets.policy)
         question = f"{self._question} {self._task}"
         return noisy_sum(events, updates, shapes, noise, question=question, seed=self._noise_seed, task=self._run_task)
+
+    def noisy_votes(self, records: Records, votes: Mapping[str, int], size: int, noise: Mapping[str, Any]) -> Records:
+        """Votes of the records, counted with noise; see `contract.Context.noisy_votes`."""
+        from osmotic.runtime.votes import noisy_votes
+
+        dataset = self._whole(records)
+        events = RecordEvents(self._ledger, self._datasets.policy)
+        question = fingerprint([self._question, self._refs(), self._seen])  # what is voted on comes from others, and may change
+        result, made = noisy_votes(
+            events, records, votes, size, noise, dataset=dataset, question=question, seed=self._noise_seed, task=self._run_task
+        )
+        self.made[made.digest] = made.ref
+        return result
+
+    def private_training(self, records: Records, job: PrivateJob, noise: Mapping[str, Any]) -> tuple[Weights, Document]:
+        """Training with DP-SGD; see `contract.Context.private_training`."""
+        from osmotic.runtime.private_training import private_training
+
+        dataset = self._whole(records)
+        weights, log, made = private_training(
+            RecordEvents(self._ledger, self._datasets.policy), records.rows, job, noise, dataset=dataset, stream=self._seed,
+            refs=self._refs(), seed=self._noise_seed, task=self._run_task, progress=self._progress,
+        )  # fmt: skip
+        self.made[made.digest] = made.ref
+        return weights, log
+
+    def _refs(self) -> list[str]:
+        """The releases that the task has read."""
+        return sorted(entry.ref for entry in self._label.of("release"))
+
+    def _whole(self, records: Records) -> str:
+        """The data set that these are the records of: all of them, unchanged, with nothing added; else RefusedError.
+
+        Nothing else that is private may have come to the task: only the records' own share in the result is charged.
+        """
+        dataset = self._own_dataset()
+        if self._private_inputs > 1:
+            what = f"{self._task}: {self._private_inputs} of its inputs are private, and only the records of {dataset!r} may be"
+            why = "what is charged covers what a record adds by itself, not what came of it elsewhere"
+            raise RefusedError(Problem(what, why=why, fix="connect released or public artifacts to its other inputs"))
+        fields = list(self._datasets.schema(dataset).fields)
+        more = sorted(set(records.columns) - {"id", *fields})
+        if more and self._label.of("raw"):
+            what, why = f"{self._task}: the records have fields that {dataset!r} lacks", "they may depend on other records"
+            raise RefusedError(Problem(what, path=", ".join(more), why=why, fix="connect the records as they were loaded"))
+        self._check_fields(records, fields)
+        self._check_given(records, fields, dataset)
+        return dataset
 
     def mechanism(self, mechanism: Mapping[str, Any], field: str) -> Mechanism[Any]:
         """A token mechanism over a field's space, for analysis; see `contract.Context.mechanism`."""

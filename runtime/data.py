@@ -26,6 +26,7 @@ class Datasets:
         self.policy, self.base, self.party = policy, base, party
         self._tables = tables
         self._schemas: dict[str, RecordSchema] = {}
+        self._sizes: dict[str, int] = {}
 
     def has(self, name: str) -> bool:
         """Whether the policy binds it."""
@@ -66,6 +67,13 @@ class Datasets:
         """Its records and schema; raises DataError with every problem found."""
         binding, schema = self.binding(name), self.schema(name)
         return load_records(self.path(name), schema, binding.map, binding.rows), schema
+
+    def size(self, name: str) -> int:
+        """How many records it has, read once for each content; raises DataError as `load` does."""
+        key = self.fingerprint(name)
+        if key not in self._sizes:
+            self._sizes[key] = len(self.load(name)[0])
+        return self._sizes[key]
 
     def tables(self, name: str) -> list[str]:
         """Digests of the table files that its schema names."""

@@ -8,7 +8,7 @@ checked against the label of everything that the task has seen, and written to t
 import hashlib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from osmotic.plugins.contract import Answer, Generation, config_type
@@ -246,8 +246,8 @@ ANSWER = "answer"  # a crossing whose sender keeps no transcript
 
 
 def _items(prompts: Sequence[str], how: Generation) -> list[Any]:
-    said = asdict(how)
-    return [[prompt, said] for prompt in prompts]
+    said = {**asdict(replace(how, seeds=())), "seeds": []}
+    return [[prompt, {**said, "seed": how.of(i).seed}] for i, prompt in enumerate(prompts)]
 
 
 class _Came:

@@ -17,14 +17,13 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
-from pydantic import ValidationError
-
+from osmotic.plugins.accounting import compose
 from osmotic.plugins.contract import Records
-from osmotic.runtime.composition import CLASSES, RecordEvents, compose
+from osmotic.runtime.composition import RecordEvents, register
+from osmotic.runtime.record_noise import validated
 from osmotic.runtime.releases import Made
 from osmotic.schemas.artifacts import canonical, digest_of
 from osmotic.schemas.errors import ConfigError, DataError, Problem
-from osmotic.schemas.messages import fingerprint
 from osmotic.schemas.noise import CountNoise
 from osmotic.schemas.records import RecordSchema
 from osmotic.schemas.source import did_you_mean
@@ -38,7 +37,7 @@ def histogram(
     seed: int | None, task: str,
 ) -> tuple[Records, Made]:  # fmt: skip
     """Noisy counts (rows ``value``, ``count``, in the domain's order), charged and stored; looked up again for free."""
-    domain, noise = _domain(field, schema), noise_of(mechanism)
+    domain, noise = _domain(field, schema), validated(CountNoise, mechanism, "mechanism")
     values = [row[field] for row in records]
     outside = sum(value not in set(domain) for value in values)
     if outside:
@@ -63,22 +62,10 @@ def histogram(
         elif there[0] != payload:  # another process was faster: what was first stays
             rows = json.loads(there[0])
             result = Records([{"value": value, "count": count} for value, count in rows], ["value", "count"])
-        made = _register(db, result, field, noise, dataset, lookup, seed)
+        told = f"epsilon {noise.epsilon:g}" + (f", delta {noise.delta:g}" if noise.delta else "")
+        detail, digest = f"counts of {field}, {noise.name}, {told}, {NEIGHBOURS}", digest_of(result.kind, result.to_files())
+        made = register(db, "histogram", lookup, digest, dataset, event["kind"], detail, "" if seed is None else "seeded")
     return result, made
-
-
-def _register(db: Any, result: Records, field: str, noise: CountNoise, dataset: str, lookup: str, seed: int | None) -> Made:
-    digest = digest_of(result.kind, result.to_files())
-    parameters = fingerprint(["histogram", lookup])
-    ref = fingerprint([parameters, digest])
-    detail = f"counts of {field}, {noise.name}, epsilon {noise.epsilon:g}" + (f", delta {noise.delta:g}" if noise.delta else "")
-    values = (ref, digest, dataset, parameters, CLASSES[noise.name], 0.0, f"{detail}, {NEIGHBOURS}")
-    db.execute(
-        "INSERT OR REPLACE INTO release_sets VALUES (?,?,?,?,?,?,?,?,?,?)",
-        (*values, "" if seed is None else "seeded", 1, "{}"),
-    )
-    db.execute("INSERT OR IGNORE INTO members VALUES (?,?)", (ref, lookup))
-    return Made(ref, digest)
 
 
 def _domain(field: str, schema: RecordSchema) -> tuple[str, ...]:
@@ -89,18 +76,6 @@ def _domain(field: str, schema: RecordSchema) -> tuple[str, ...]:
     if domain is None:
         raise ConfigError(Problem(f"the field {field!r} is free text", path="field", fix="count a field with a domain"))
     return domain
-
-
-def noise_of(mechanism: Mapping[str, Any]) -> CountNoise:
-    """The validated noise; raises ConfigError."""
-    try:
-        return CountNoise.model_validate(dict(mechanism))
-    except ValidationError as error:
-        problems = [
-            Problem(str(one["msg"]).removeprefix("Value error, "), path=".".join(["mechanism", *map(str, one["loc"])]))
-            for one in error.errors(include_url=False)
-        ]
-        raise ConfigError(*problems) from error
 
 
 def event_of(noise: CountNoise) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Find a pipeline (a path, or the name of a shipped one), apply --set, parse it and validate its outer document."""
 
+import json
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -41,7 +42,7 @@ def shipped(suffix: str = ".yaml") -> dict[str, Path]:
     """Shipped pipelines by name (site files left out)."""
     folder = Path(str(files("osmotic.pipelines")))
     found = {p.name.removesuffix(suffix): p for p in sorted(folder.glob(f"*{suffix}"))}
-    return {name: path for name, path in found.items() if not name.endswith((".sites", ".schema"))}
+    return {name: path for name, path in found.items() if not name.endswith((".sites", ".schema", ".set"))}
 
 
 def find(reference: str) -> Path:
@@ -56,15 +57,37 @@ def find(reference: str) -> Path:
     return known[reference]
 
 
+def sites_file(reference: Path) -> Path:
+    """A file of site policies: the path itself, or that of a shipped NAME.sites.yaml."""
+    return reference if reference.suffix or reference.is_file() else shipped(".sites.yaml").get(str(reference), reference)
+
+
 def load(reference: str, overrides: tuple[str, ...] = ()) -> Loaded:
     """Load by path or shipped name."""
-    path = find(reference)
+    path, overrides = find(reference), expanded(overrides)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):
         read(path)  # says what is wrong and where
         raise
     return load_text(text, path.name, overrides, path.resolve().parent)
+
+
+def expanded(overrides: tuple[str, ...]) -> tuple[str, ...]:
+    """Each ``@FILE`` or ``@NAME`` (a shipped NAME.set.yaml) by the options that it holds: a mapping of a.b.c to a value."""
+    found: list[str] = []
+    for option in overrides:
+        found += _of_file(option[1:]) if option.startswith("@") else [option]
+    return tuple(found)
+
+
+def _of_file(reference: str) -> list[str]:
+    path = shipped(".set.yaml").get(reference, Path(reference))
+    source = read(path, path.name)
+    if not isinstance(source.value, dict):
+        what = f"{path.name} is not a mapping of keys to values"
+        raise ConfigError(Problem(what, fix="write lines such as: tasks.student.config.steps: 60"))
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in source.value.items()]
 
 
 def load_text(text: str, name: str, overrides: tuple[str, ...] = (), folder: Path | None = None) -> Loaded:

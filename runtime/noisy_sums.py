@@ -15,21 +15,21 @@ there is none. Void when: seeded; one client sends under two names; the party al
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
+from osmotic.plugins.accounting import ADD_OR_REMOVE_ONE, compose
 from osmotic.plugins.contract import Weights
 from osmotic.plugins.entropy import SeededEntropy, SystemEntropy
 from osmotic.plugins.gaussian_noise import GridSum
 from osmotic.runtime.charging import SLACK
-from osmotic.runtime.composition import ADD_OR_REMOVE_ONE, CLIENTS, ClientEvents, compose
+from osmotic.runtime.composition import CLIENTS, ClientEvents
+from osmotic.runtime.durable import settle
 from osmotic.runtime.histograms import gaussian_sigma
-from osmotic.runtime.store import Store, disk
+from osmotic.runtime.record_noise import validated
+from osmotic.runtime.store import Store
 from osmotic.schemas.artifacts import canonical
 from osmotic.schemas.errors import BudgetError, ConfigError, Problem, StoreError
 from osmotic.schemas.noise import ClientNoise
@@ -42,7 +42,7 @@ def noisy_sum(
     noise: Mapping[str, Any], *, question: str, seed: int | None, task: str,
 ) -> Weights:  # fmt: skip
     """The sum of the clipped updates with its noise, charged and stored; see `contract.Context.noisy_sum`."""
-    asked = noise_of(noise)
+    asked = validated(ClientNoise, noise, "dp")
     events.cap(CLIENTS)
     event = event_of(asked)
     multiplier = event["parameters"]["noise_multiplier"]
@@ -58,7 +58,7 @@ def noisy_sum(
         entropy = SystemEntropy() if seed is None else SeededEntropy(f"{seed}/{question}/{content}")
         made = Weights(total.noisy(entropy), {"clip": asked.clip, "noise_multiplier": multiplier})
         digest = sums.put(made)
-        _settle(sums.path(digest), events.ledger.vault)
+        settle(sums.path(digest), events.ledger.vault)
         payload = _charged(events, lookup, event, canonical({"sum": digest}).decode(), seed, task)
     digest = json.loads(payload)["sum"]
     if not (sums.has(digest) and sums.intact(Weights.kind, digest)):
@@ -83,19 +83,6 @@ def _charged(
     return payload
 
 
-def _settle(folder: Path, top: Path) -> None:
-    """Bring the names of a folder and of those above it to the disk: a sum that was paid for must survive a power cut."""
-    for one in (folder, *folder.parents):
-        with disk(one):
-            descriptor = os.open(one, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        if one == top:
-            return
-
-
 def _content(total: GridSum) -> str:
     """SHA-256 of the exact sum."""
     digest = hashlib.sha256()
@@ -103,18 +90,6 @@ def _content(total: GridSum) -> str:
         digest.update(f"{name}\0{tensor.shape}\0".encode())
         digest.update(np.ascontiguousarray(tensor).data)
     return digest.hexdigest()
-
-
-def noise_of(noise: Mapping[str, Any]) -> ClientNoise:
-    """The validated noise; raises ConfigError."""
-    try:
-        return ClientNoise.model_validate(dict(noise))
-    except ValidationError as error:
-        problems = [
-            Problem(str(one["msg"]).removeprefix("Value error, "), path=".".join(["dp", *map(str, one["loc"])]))
-            for one in error.errors(include_url=False)
-        ]
-        raise ConfigError(*problems) from error
 
 
 def event_of(noise: ClientNoise) -> dict[str, Any]:

@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from osmotic.runtime import flow, membrane, memory
+from osmotic.plugins.accounting import CLASSES
+from osmotic.runtime import flow, membrane, memory, record_asks
 from osmotic.runtime.accounts import largest_of_kind
 from osmotic.runtime.asking import asked_by, is_feedback, is_release
 from osmotic.runtime.charging import EPSILON, budget_of, cap_of, class_of_unit
 from osmotic.runtime.checks import Configs
-from osmotic.runtime.composition import CLASSES, RecordEvents
+from osmotic.runtime.composition import RecordEvents
 from osmotic.runtime.graph import Graph, Instance
 from osmotic.runtime.ledger import Ledger
 from osmotic.runtime.preparing import TEXTS, Prepared, seconds_missing
@@ -120,14 +121,20 @@ def _sizes(ledger: Ledger) -> dict[str, int]:
 def _budget(graph: Graph, configs: Configs, sites: Mapping[str, Site]) -> list[dict[str, Any]]:
     """Per party and data set: what each releasing task asks, what is spent and left."""
     rows: dict[tuple[str, ...], dict[str, Any]] = {}
+    known = {party: record_asks.asks(site, graph, configs) for party, site in sites.items()}
     for instance, config, dataset in asked_by(graph, configs, list(graph.instances.values())):
         site = sites[instance.party]
         if not site.datasets.has(dataset):
             continue
-        if not is_release(config):
+        if (noise := record_asks.noise_in(config)) is not None:
+            several = known[instance.party].get(dataset, [])
+            like = [ask for ask in several if (ask.instance.node, ask.instance.cell) == (instance.node, instance.cell)]
+            row = record_asks.row(site, dataset, several, noise[1], record_asks.distinct(like))
+            key: tuple[str, ...] = (instance.party, dataset, instance.node, str(instance.cell))
+        elif not is_release(config):
             rounds = rounds_of(graph, instance)
             row = _bit(site, dataset, config, rounds) if is_feedback(config) else _counts(site, dataset, config)
-            key: tuple[str, ...] = (instance.party, dataset, instance.node, str(instance.cell))
+            key = (instance.party, dataset, instance.node, str(instance.cell))
         else:
             prepared, attempt = site.asked(dataset, config, graph), getattr(config, "attempt", 1)
             row = _release(site, dataset, prepared, attempt, instance)

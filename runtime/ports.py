@@ -58,11 +58,12 @@ class RemoteModel:
     def stream(self, prompts: Sequence[str], how: Generation) -> Iterator[tuple[int, Answer]]:
         """(index, answer), a few prompts at a time; `Answer.problem` says why there is none."""
         for start in range(0, len(prompts), SLICE):
-            yield from enumerate(self._ask(prompts[start : start + SLICE], how), start)
+            yield from enumerate(self._ask(prompts[start : start + SLICE], how, start), start)
 
-    def _ask(self, prompts: Sequence[str], how: Generation) -> list[Answer]:
+    def _ask(self, prompts: Sequence[str], how: Generation, start: int = 0) -> list[Answer]:
+        items = [[prompt, asdict(how.of(i))] for i, prompt in enumerate(prompts, start)]
         try:
-            return [Answer(**value) for value in self._call("generate", [[p, asdict(how)] for p in prompts])]
+            return [Answer(**value) for value in self._call("generate", items)]
         except TypeError as error:
             raise PeerError(Problem(f"{self._party} sent an answer of another form")) from error
 

@@ -233,10 +233,12 @@ class Builder:
         for i, name in enumerate(report.table):
             if name not in self.table:
                 self._problem(self._nth("table", i), f"unknown task {name!r}", did_you_mean(name, self.table))
+        times = max((n.repeat.times for name in report.table if (n := self.table.get(name)) and n.repeat), default=0)
+        spans = {**matrix, "round": range(1, times + 1)} if times else matrix
         for i, axis in enumerate(report.rows if "rows" in report.model_fields_set else ()):
-            if axis not in matrix:
-                self._problem(self._nth("rows", i), f"unknown axis {axis!r}", did_you_mean(axis, matrix))
-        rows = [", ".join(words) for words in product(*([word(v) for v in matrix.get(axis, ())] for axis in report.rows))]
+            if axis not in spans:
+                self._problem(self._nth("rows", i), f"unknown axis {axis!r}", did_you_mean(axis, spans))
+        rows = [", ".join(words) for words in product(*([word(v) for v in spans.get(axis, ())] for axis in report.rows))]
         for i, row in enumerate(report.apart):
             if row not in rows and not any(self._narrowed(axis) for axis in report.rows):
                 axes = ", ".join(repr(axis) for axis in report.rows)

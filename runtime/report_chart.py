@@ -26,7 +26,7 @@ def chart_of(pipeline: Pipeline, table: Mapping[str, Any]) -> dict[str, Any] | N
     if chart is None:
         return None
     titles = {c["metric"]: c["title"] for c in table["columns"]}
-    names = [word(v) for v in pipeline.matrix[chart.by]]
+    names = [word(v) for v in pipeline.matrix.get(chart.by, ())]
     place = table["axes"].index(chart.by) if chart.by in table["axes"] else None
     series: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for row in table["rows"]:

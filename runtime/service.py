@@ -203,14 +203,16 @@ class Service:
         raise ProtocolFault(Problem(f"a model has no method {header['method']!r} that can be called from elsewhere"))
 
     def _generate(self, model: Any, items: list[Any]) -> list[Any]:
-        """Answer in groups of equal options, in the order asked."""
+        """Answer in groups of equal options, whatever their seeds, in the order asked."""
         answers: list[Any] = [None] * len(items)
         groups: dict[str, list[int]] = {}
         for i, (_, how) in enumerate(items):
-            groups.setdefault(canonical(how).decode(), []).append(i)
+            groups.setdefault(canonical({**how, "seed": 0}).decode(), []).append(i)
         for text, places in groups.items():
             how = json.loads(text)
-            prompts, asked = [items[i][0] for i in places], Generation(**{**how, "stop": tuple(how["stop"])})
+            seeds = tuple(items[i][1].get("seed", 0) for i in places)
+            one = {"seed": seeds[0], "seeds": seeds if len(set(seeds)) > 1 else ()}
+            prompts, asked = [items[i][0] for i in places], Generation(**{**how, "stop": tuple(how["stop"]), **one})
             if hasattr(model, "stream"):
                 made = dict(model.stream(prompts, asked))  # prompts without an answer say why, and the others have theirs
             else:

@@ -11,7 +11,7 @@ from osmotic import __version__
 from osmotic.plugins.certificate import code_digest
 from osmotic.plugins.contract import Artifact, Gathered
 from osmotic.plugins.host import Registry
-from osmotic.runtime import asking, demands, endpoints, flow, totals
+from osmotic.runtime import asking, demands, endpoints, flow, record_asks, totals
 from osmotic.runtime.charging import EPSILON, cap_of
 from osmotic.runtime.checks import Configs, build_model, datasets_of, model_fields, site_problems
 from osmotic.runtime.context import SiteContext
@@ -165,7 +165,7 @@ class Site:
             facts["noise"] = graph.pipeline.noise_seed
         if hasattr(config, "fields") or any(out.label == "release" for out in outs):
             facts["ledger"] = self.ledger.secret_hash("the ledger itself")  # releases and random ids of another are unknown
-        if hasattr(config, "mechanism") or hasattr(config, "fields"):
+        if hasattr(config, "mechanism") or hasattr(config, "fields") or record_asks.noise_in(config):
             bound = [d for d in datasets_of(graph, configs, instance) if self.datasets.has(d)]
             facts["schemas"] = [self.datasets.fingerprint(d) for d in bound]
             facts["tables"] = [self.datasets.tables(d) for d in bound]
@@ -177,9 +177,7 @@ class Site:
 
     def seed_of(self, instance: Instance) -> str:
         """The seed of the instance's streams: the axis ``seed`` if there is one, the round; never the arm."""
-        graph, _ = self.need()
-        axis = dict(instance.cell).get("seed", "")
-        return f"{graph.pipeline.seed}/{axis}/{instance.round or 0}/{instance.each or ''}"
+        return record_asks.seed_of(self.need()[0], instance)
 
     def model_key(self, name: str) -> str:
         """Fingerprint of a model of the pipeline."""
@@ -292,12 +290,15 @@ class Site:
         _use_threads(self.policy.threads)
         node, label = graph.nodes[instance.node], self.label_in(instance)
         component = node.component(configs.of(instance))
+        inputs = [ref for edge in instance.edges() if (ref := self.find(edge))]
         context = SiteContext(
             party=self.party, task=instance.id, key=key, seed=self.seed_of(instance), noise_seed=graph.pipeline.noise_seed,
             label=label, lineage=datasets_of(graph, configs, instance), datasets=self.datasets, releaser=self.releaser,
             ledger=self.ledger, store=self.store, models=lambda name, label: self.model(name, instance, label),
             source=self._source_of(instance), own_models=asking.OwnModels(self, graph), question=self._question(instance),
             progress=lambda done, total, note: self.progress(instance.id, done, total, note),
+            private_inputs=sum(bool(ref.label.of("raw")) for ref in inputs),
+            seen=[ref.digest for ref in inputs if not ref.label.of("raw")],
         )  # fmt: skip
         arguments = {port: None for port in node.ports}  # an optional input that is not connected
         arguments |= {port: self._argument(value) for port, value in instance.inputs.items()}

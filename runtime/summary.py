@@ -63,17 +63,24 @@ def rows_of(graph: Graph) -> dict[str, list[Instance]]:
     """
     report, matrix = graph.pipeline.report, graph.pipeline.matrix
     found = [i for i in graph.instances.values() if i.node in report.table]
-    axes = [a for a in report.rows if any(a in dict(i.cell) for i in found)]
+    axes = [a for a in report.rows if any(a in place_of(i) for i in found)]
     if not axes:
         return {"all": found} if found else {}
-    widest = max(sum(a in dict(i.cell) for a in axes) for i in found)
+    widest = max(sum(a in place_of(i) for a in axes) for i in found)
+    values_of = {**matrix, "round": sorted({i.round for i in found if i.round is not None})}
     rows: dict[str, list[Instance]] = {}
-    for values in product(*(matrix[a] for a in axes)):
+    for values in product(*(values_of[a] for a in axes)):
         here = dict(zip(axes, values, strict=True))
-        fitting = [i for i in found if all(here.get(a, v) == v for a, v in i.cell)]
-        if any(sum(a in dict(i.cell) for a in axes) == widest for i in fitting):
+        fitting = [i for i in found if all(here.get(a, v) == v for a, v in place_of(i).items())]
+        if any(sum(a in place_of(i) for a in axes) == widest for i in fitting):
             rows[row_name(values)] = fitting
     return rows
+
+
+def place_of(instance: Instance) -> dict[str, Scalar]:
+    """The axes that a task run spans, and its value of each; inside a repeat also its round."""
+    place = dict(instance.cell)
+    return place if instance.round is None else {**place, "round": instance.round}
 
 
 def row_name(values: Iterable[Scalar]) -> str:
@@ -174,7 +181,7 @@ def _table(
     columns = [{"metric": metric, "title": title} for metric, title in spec.metrics.items()]
     rows = [_row(row, found, columns, words(by_row[row]), row in spec.apart) for row, found in measured.items()]
     first = rows[0]["row"] if rows else ""
-    axes = [a for a in spec.rows if any(a in dict(i.cell) for found in arms.values() for i in found)] or list(spec.rows[:1])
+    axes = [a for a in spec.rows if any(a in place_of(i) for found in arms.values() for i in found)] or list(spec.rows[:1])
     table = {
         "axis": ", ".join(axes), "axes": axes, "columns": columns, "rows": rows, "withheld": sorted(withheld),
         "baseline": first, "comparisons": list(_comparisons(measured, columns, first)) if spec.compare else [],

@@ -4,12 +4,13 @@
 A release that several tasks share counts once, and once for all rounds: it is looked up again. A feedback bit counts once a
 round: every round is another question. Second releases count as if a document's bits were all yes. A text field counts one
 symbol, and document mechanisms, which may spend less than they claim, not at all: so a plan that passes may still be refused
-when it runs, by the ledger; nothing of it is drawn over a cap.
+when it runs, by the ledger; nothing of it is drawn over a cap. What is asked a record is in `record_asks`.
 """
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from osmotic.runtime import record_asks
 from osmotic.runtime.asking import asked_by, is_feedback, is_release
 from osmotic.runtime.charging import EPSILON, SLACK, Costs, added, by_kind, cap_of, in_words
 from osmotic.runtime.checks import Configs
@@ -44,6 +45,7 @@ def refusals(site: "Site", graph: Graph, configs: Configs) -> Iterator[Problem]:
             cap = cap_of(site.policy, dataset, kind)
             if cap is not None and amount > cap + SLACK:
                 yield _refusal(site, graph, dataset, kind, amount, cap, list(several.values()))
+    yield from record_asks.totals(site, graph, configs)
 
 
 def _ask(site: "Site", graph: Graph, instance: Instance, config: Any, dataset: str) -> tuple[Any, Costs]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Noise for counts over a whole data set, and for sums of clients' updates: which, and how much privacy is lost."""
+"""Noise for counts over a data set, sums of clients' updates, votes and private training: which, and how much is lost."""
 
 from typing import Literal, Self
 
@@ -48,9 +48,57 @@ class ClientNoise(Config):
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
-        given = [self.epsilon, self.delta, self.rounds]
-        if self.noise_multiplier is not None and any(value is not None for value in given):
-            raise ValueError("give 'noise_multiplier', or 'epsilon', 'delta' and 'rounds', not both")
-        if self.noise_multiplier is None and any(value is None for value in given):
-            raise ValueError("give 'noise_multiplier', or all of 'epsilon', 'delta' and 'rounds'")
+        _multiplier_or_rounds(self.noise_multiplier, [self.epsilon, self.delta, self.rounds])
         return self
+
+
+class TrainingNoise(Config):
+    """Differentially private training (DP-SGD): Poisson batches, per-record clipping, Gaussian noise on every step's sum.
+
+    Neighbours differ in one record: there, or adding nothing (how many records there are is public). Either epsilon, from which
+    the noise follows, or noise_multiplier. What is charged follows from the number of records, batch, steps, multiplier.
+    """
+
+    epsilon: float | None = Field(
+        None, ge=LEAST_EPSILON, strict=False, allow_inf_nan=False, description="Of the whole training, a record."
+    )
+    delta: float = Field(1e-5, ge=LEAST_DELTA, lt=1, strict=False, description="Must be below 1 / number of records.")
+    noise_multiplier: float | None = Field(
+        None, ge=0.1, le=1e6, strict=False, description="Standard deviation of the noise over `clip`, instead of epsilon."
+    )
+    clip: float = Field(1.0, ge=1e-6, le=1e6, strict=False, description="L2 norm that each record's gradient is held to.")
+    batch: int = Field(ge=1, description="Records a step on average: each is drawn with probability batch / records.")
+    steps: int = Field(ge=1, le=1_000_000)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.epsilon is None) == (self.noise_multiplier is None):
+            raise ValueError("give 'epsilon' or 'noise_multiplier', and not both")
+        return self
+
+
+class VoteNoise(Config):
+    """Gaussian noise on counts to which every record adds one vote; neighbours differ in one record: there, or without a vote.
+
+    Either noise_multiplier (the standard deviation, in votes), or (epsilon, delta, rounds): the least with which that many
+    rounds of votes are (epsilon, delta) together.
+    """
+
+    noise_multiplier: float | None = Field(None, ge=0.1, le=1e6, strict=False, description="Standard deviation, in votes.")
+    epsilon: float | None = Field(
+        None, ge=LEAST_EPSILON, strict=False, allow_inf_nan=False, description="Of all rounds together, a record."
+    )
+    delta: float | None = Field(None, ge=LEAST_DELTA, lt=1, strict=False, description="Must be below 1 / number of records.")
+    rounds: int | None = Field(None, ge=1, description="How many rounds of votes epsilon is to last for.")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        _multiplier_or_rounds(self.noise_multiplier, [self.epsilon, self.delta, self.rounds])
+        return self
+
+
+def _multiplier_or_rounds(noise_multiplier: float | None, given: list[float | int | None]) -> None:
+    if noise_multiplier is not None and any(value is not None for value in given):
+        raise ValueError("give 'noise_multiplier', or 'epsilon', 'delta' and 'rounds', not both")
+    if noise_multiplier is None and any(value is None for value in given):
+        raise ValueError("give 'noise_multiplier', or all of 'epsilon', 'delta' and 'rounds'")

@@ -167,7 +167,7 @@ class ReportSpec(Config):
     """What the table at the end shows."""
 
     table: Names = Field((), description="The task, or tasks, whose metrics are the columns.")
-    rows: Names = Field(("arm",), description="The axis, or axes, whose values are the rows.")
+    rows: Names = Field(("arm",), description="The axis, or axes, whose values are the rows; 'round': of a task in a repeat.")
     metrics: dict[str, str] = Field(default_factory=dict, description="metric -> column title, in order.")
     apart: tuple[str, ...] = Field((), strict=False, description="Rows that stand apart below the others.")
     samples: dict[str, str] = Field(default_factory=dict, description="title -> task.port of records to show (benchmark only).")

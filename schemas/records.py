@@ -5,6 +5,7 @@ A field with a domain is one symbol; a text field is released token by token ove
 field, or vectors for a domain's symbols (one row a symbol, in its order). Domains and tables are public by declaration.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -12,6 +13,19 @@ from pydantic import Field, model_validator
 
 from osmotic.schemas.base import Config
 from osmotic.schemas.errors import Problem
+
+NUMBERED = re.compile(r"n[0-9]{7}")  # ids of rows that stand for no record: texts made by a model, say
+
+
+def numbered(number: int) -> str:
+    """The id of the row of that number, from 0: it tells its place and nothing else. Raises ValueError beyond 9,999,999.
+
+    >>> numbered(12)
+    'n0000012'
+    """
+    if not 0 <= number < 10**7:
+        raise ValueError(f"a row number must be in 0..9999999 (got {number})")
+    return f"n{number:07d}"
 
 
 class FieldSpec(Config):

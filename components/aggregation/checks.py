@@ -12,7 +12,7 @@ from osmotic.plugins.contract import Gathered, Weights
 from osmotic.schemas.artifacts import canonical
 from osmotic.schemas.errors import ComponentError, DataError, Problem
 
-KEPT = ("base", "layout", "steps")  # of a description: what a mean may say of itself, where all agree
+KEPT = ("base", "layout", "head", "steps")  # of a description: what a mean may say of itself, where all agree
 SHOWN = 20  # parties in an error
 LORA_A, LORA_B = "lora_A", "lora_B"
 MOST = 1 << 53  # examples
@@ -38,12 +38,14 @@ class Reference:
     def key(self) -> bytes:
         """SHA-256, equal for weights that fit together."""
         outline = sorted((name, list(shape), str(dtype)) for name, (shape, dtype) in self.outline.items())
-        said = canonical([repr(self.meta.get("base")), repr(self.meta.get("layout")), outline, self.frozen])
+        said = canonical(
+            [repr(self.meta.get("base")), repr(self.meta.get("layout")), repr(self.meta.get("head")), outline, self.frozen]
+        )
         return hashlib.sha256(said).digest()
 
     def misfit(self, weights: Weights) -> str:
         """Why weights do not fit, "" when they do; reads no tensor unless A must be equal."""
-        for key in ("base", "layout"):
+        for key in ("base", "layout", "head"):
             if weights.meta.get(key) != self.meta.get(key):
                 return f"have another {key}"
         shown = weights.outline()

@@ -76,7 +76,8 @@ class Encoder:
     """Text to token ids.
 
     limit: tokens of prompt and target together, or of each where they go `apart` (encoder and decoder). cut: what a prompt that
-    is too long loses.
+    is too long loses. rows: tokens that the model has; others, which a tokenizer may know (special ones, written in
+    a text), are left out.
     """
 
     encode_prompts: Callable[[Sequence[str]], list[list[int]]]
@@ -84,6 +85,7 @@ class Encoder:
     limit: int
     apart: bool = False
     cut: Cut = "left"
+    rows: int | None = None
     _targets: dict[str, list[int]] = field(default_factory=dict)
 
     def pairs(
@@ -94,7 +96,7 @@ class Encoder:
         places: position of each pair's record, for errors. Raises ComponentError where a target leaves no room for the cue (or
         for `LEAST_PROMPT` tokens), or a prompt has no tokens.
         """
-        heads = self.encode_prompts(prompts) if prompts else []
+        heads = map(self._known, self.encode_prompts(prompts) if prompts else [])
         rows, short = [], 0
         for head, target, place in zip(heads, targets, places, strict=True):
             if not head:
@@ -121,10 +123,13 @@ class Encoder:
         front = max(starts, (room - least) // 2 if self.cut == "middle" else 0)
         return [*head[:front], *head[len(head) - room + front :]]
 
+    def _known(self, ids: Sequence[int]) -> list[int]:
+        return [token for token in ids if self.rows is None or token < self.rows]
+
     def target(self, text: str) -> list[int]:
         """Ids of a target and the end token, uncut."""
         if text not in self._targets:
-            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            ids = self._known(self.tokenizer(text, add_special_tokens=False)["input_ids"])
             self._targets[text] = [*ids, self.tokenizer.eos_token_id]
         return self._targets[text]
 

@@ -18,7 +18,7 @@ from osmotic.components.training.settings import EngineName, TrainSettings
 from osmotic.schemas.artifacts import Weights
 from osmotic.schemas.errors import ComponentError, ConfigError, Problem
 
-__all__ = ["MOMENTS", "Engine", "EngineName", "World", "loopback", "open_engine", "put_in", "read_out", "trained"]
+__all__ = ["MOMENTS", "Engine", "EngineName", "World", "layout_of", "loopback", "open_engine", "put_in", "read_out", "trained"]
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -253,6 +253,17 @@ def read_out(module: Any) -> dict[str, Any]:
     return {name: p.detach().float().cpu().numpy().copy() for name, p in trained(module).items()}
 
 
+def layout_of(module: Any) -> dict[str, Any]:
+    """What the tensors are, for whoever averages them: ``layout``, and of adapters ``rank``, ``alpha``, ``frozen`` factors."""
+    adapters = getattr(module, "peft_config", None)
+    if not adapters:
+        return {"layout": "full"}
+    settings = next(iter(adapters.values()))
+    frozen = sorted(name for name, p in module.named_parameters() if "lora_" in name and not p.requires_grad)
+    facts = {"layout": "lora", "rank": int(settings.r), "alpha": float(settings.lora_alpha)}
+    return {**facts, "frozen": frozen} if frozen else facts
+
+
 def put_tensors(parameters: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
     """Copy values in by name; names and shapes must match. Raises ComponentError naming the first that does not."""
     import torch
@@ -272,6 +283,4 @@ def put_in(parameters: Mapping[str, Any], weights: Weights) -> None:
     odd = weights.misfits({name: tuple(p.shape) for name, p in parameters.items()})
     if odd:
         raise ComponentError(Problem("'init' does not fit the model", why=f"{len(odd)} tensors differ, first {odd[0]!r}"))
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(torch.from_numpy(weights.tensors[name]))
+    put_tensors(parameters, {name: torch.from_numpy(tensor) for name, tensor in weights.tensors.items()})

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from osmotic.components.training import checkpoints, losses
 from osmotic.components.training.checkpoints import Checkpoint
@@ -170,10 +170,11 @@ class Run:
         seed_step(settings.seed, step, self.world.rank)
         taken = self.source.take()
         self._rows = max(self._rows, sum(len(rows) for rows in taken.examples.values()))
-        parts = self._mine(losses.share(taken, settings.weights, self.world.size * settings.accumulate))
+        weights = losses.balance(taken, settings.weights, settings.pooled)
+        parts = self._mine(losses.share(taken, weights, self.world.size * settings.accumulate, settings.smoothing))
         shares, loss = dict.fromkeys(tasks, 0.0), 0.0
         for i, micro in enumerate(parts):
-            tensor, found = losses.loss_of(engine.module, micro, cast(losses.Kind, settings.kind))
+            tensor, found = losses.loss_of(engine.module, micro, settings.kind)
             engine.backward(tensor, last=i + 1 == len(parts))
             loss += float(tensor.detach())
             for name, value in found.items():
@@ -184,7 +185,7 @@ class Run:
         rate = rate_of(settings, step)
         norm = engine.step(rate)
         self._check(norm, step, "the size of the gradient is")
-        point = {"step": step + 1, "loss": loss, **self._means(tasks, sums, taken), "rate": rate, "norm": norm}
+        point = {"step": step + 1, "loss": loss, **_means(tasks, sums, weights), "rate": rate, "norm": norm}
         self._result.curve.append(point)
         self.report(step + 1, settings.steps, f"loss {loss:.3f}")
         return late > 0
@@ -198,14 +199,6 @@ class Run:
     def _mine(self, parts: list[Any]) -> list[Any]:
         each = len(parts) // self.world.size
         return parts[self.world.rank * each :][:each]
-
-    def _means(self, tasks: list[str], sums: list[float], step: Step) -> dict[str, float]:
-        """Mean cross entropy of each task that was in a step, its weight taken out again."""
-        return {
-            name: value / self.settings.weights[name]
-            for name, value in zip(tasks, sums, strict=True)
-            if step.examples.get(name) and self.settings.weights[name]
-        }
 
     def _look(self, engine: Engine, done: int) -> bool:
         """Evaluate where it is time to; whether to stop."""
@@ -233,18 +226,19 @@ class Run:
         rows = sum(len(found) for found in held_out.examples.values())
         a_forward = max(1, self._rows // (self.world.size * self.settings.accumulate))
         parts = math.ceil(rows / (a_forward * self.world.size)) * self.world.size
-        sums = dict.fromkeys(tasks, 0.0)
+        sums, settings = dict.fromkeys(tasks, 0.0), self.settings
+        weights = losses.balance(held_out, settings.weights, settings.pooled)
         engine.module.eval()
         with torch.no_grad():
-            for micro in self._mine(losses.share(held_out, self.settings.weights, parts)):
-                for name, value in losses.loss_of(engine.module, micro, cast(losses.Kind, self.settings.kind))[1].items():
+            for micro in self._mine(losses.share(held_out, weights, parts, settings.smoothing)):
+                for name, value in losses.loss_of(engine.module, micro, settings.kind)[1].items():
                     sums[name] += value
         engine.module.train()
         totals = self.world.total([sums[name] for name in tasks])
         loss = sum(totals)
         if not math.isfinite(loss):
             raise ComponentError(Problem(f"the held-out loss is {loss} after step {done}", fix="lower learning_rate"))
-        return {"step": done, "loss": loss, **self._means(tasks, totals, held_out)}
+        return {"step": done, "loss": loss, **_means(tasks, totals, weights)}
 
     def _save(self, engine: Engine, step: int) -> None:
         """Write a checkpoint. Where that fails training goes on, with a note, and it is tried again later."""
@@ -263,6 +257,11 @@ class Run:
             if note not in result.notes:
                 result.notes.append(note)
             self.report(step, self.settings.steps, note)
+
+
+def _means(tasks: list[str], sums: list[float], weights: Mapping[str, float]) -> dict[str, float]:
+    """Mean cross entropy of each task that was in a step, its weight in that step taken out again."""
+    return {name: value / weights[name] for name, value in zip(tasks, sums, strict=True) if weights.get(name)}
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

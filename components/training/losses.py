@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Packing = Literal["auto", "packed", "padded"]
-Kind = Literal["packed", "padded", "whole", "seq2seq"]  # whole: padded, and the model always gives all logits
+Kind = Literal["packed", "padded", "whole", "seq2seq", "head-packed", "head-padded"]  # whole: the model always gives all logits
 
 
 def kind_of(module: Any, wanted: Packing) -> Kind:
@@ -40,7 +40,7 @@ def kind_of(module: Any, wanted: Packing) -> Kind:
     return "padded" if takes(module, "logits_to_keep") else "whole"
 
 
-def share(step: Step, weights: Mapping[str, float], parts: int) -> list[Micro]:
+def share(step: Step, weights: Mapping[str, float], parts: int, smoothing: float = 0.0) -> list[Micro]:
     """A step's rows in `parts` forwards of about equal numbers of tokens; equal arguments give equal parts.
 
     weights: task -> its weight in the loss. Where there are fewer rows than parts, a part has the step's shortest row with
@@ -57,11 +57,23 @@ def share(step: Step, weights: Mapping[str, float], parts: int) -> list[Micro]:
         loads[least] += sizes[row]
         members[least].append(row)
     filler = min(range(len(rows)), key=lambda i: (sizes[i], i))
-    return [_micro([rows[i] for i in sorted(part)] or [(*rows[filler][:2], 0.0)]) for part in members]
+    return [_micro([rows[i] for i in sorted(part)] or [(*rows[filler][:2], 0.0)], smoothing) for part in members]
 
 
-def _micro(rows: Sequence[tuple[Example, str, float]]) -> Micro:
-    return Micro([row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows])
+def balance(step: Step, weights: Mapping[str, float], pooled: bool) -> Mapping[str, float]:
+    """Weight in this step's loss of each task that it has examples of.
+
+    pooled: every target token counts by its task's weight, and the loss is their weighted mean.
+    """
+    counts = {task: sum(len(target) for _, target in rows) for task, rows in step.examples.items() if rows}
+    if not pooled:
+        return {task: weights[task] for task in counts}
+    total = sum(weights[task] * count for task, count in counts.items())
+    return {task: weights[task] * count / total for task, count in counts.items()}
+
+
+def _micro(rows: Sequence[tuple[Example, str, float]], smoothing: float) -> Micro:
+    return Micro([row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows], smoothing)
 
 
 def loss_of(forward: Callable[..., Any], micro: Micro, kind: str) -> "tuple[Tensor, dict[str, float]]":
@@ -76,7 +88,7 @@ def loss_of(forward: Callable[..., Any], micro: Micro, kind: str) -> "tuple[Tens
     device = next((p.device for p in getattr(forward, "parameters", tuple)()), torch.device("cpu"))
     logits, targets, row_of = KINDS[kind](forward, micro, device)
     weights = torch.tensor(micro.weights, device=device)[row_of]
-    losses = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+    losses = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=micro.smoothing)
     each = losses * weights
     return each.sum(), _by_task(each.detach().double(), micro.tasks, row_of)
 
@@ -118,7 +130,7 @@ def _padded(forward: Any, micro: Micro, device: Any, whole: bool = False) -> "tu
     import torch
 
     rows = [[*head, *tail[:-1]] for head, tail in micro.rows]
-    ids, mask = _pad(rows, device)
+    ids, mask = right_padded(rows, device)
     first = 0 if whole else min(len(head) for head, _ in micro.rows) - 1
     more = {} if whole else {"logits_to_keep": torch.arange(first, ids.shape[1], device=device)}
     logits = forward(input_ids=ids, attention_mask=mask, use_cache=False, **more).logits
@@ -130,8 +142,8 @@ def _padded(forward: Any, micro: Micro, device: Any, whole: bool = False) -> "tu
 def _seq2seq(forward: Any, micro: Micro, device: Any) -> "tuple[Tensor, Tensor, Tensor]":
     """Prompts to the encoder, targets to the decoder, which starts from the model's own start token."""
     start = start_of(forward)
-    ids, mask = _pad([head for head, _ in micro.rows], device)
-    decoder, real = _pad([[start, *tail[:-1]] for _, tail in micro.rows], device)
+    ids, mask = right_padded([head for head, _ in micro.rows], device)
+    decoder, real = right_padded([[start, *tail[:-1]] for _, tail in micro.rows], device)
     logits = forward(input_ids=ids, attention_mask=mask, decoder_input_ids=decoder, use_cache=False).logits
     return logits[real.bool()], *_targets(micro.rows, device)
 
@@ -145,7 +157,7 @@ def start_of(forward: Any) -> int:
     return int(start if start is not None else getattr(config, "bos_token_id", None) or 0)
 
 
-def _pad(rows: Sequence[Sequence[int]], device: Any) -> "tuple[Tensor, Tensor]":
+def right_padded(rows: Sequence[Sequence[int]], device: Any) -> "tuple[Tensor, Tensor]":
     """(ids, mask): int64 [n, longest], padded on the right; the mask is 1 at real tokens."""
     import torch
 
@@ -158,4 +170,19 @@ def _whole(forward: Any, micro: Micro, device: Any) -> "tuple[Tensor, Tensor, Te
     return _padded(forward, micro, device, whole=True)
 
 
-KINDS = {"packed": _packed, "padded": _padded, "whole": _whole, "seq2seq": _seq2seq}
+def _head_packed(forward: Any, micro: Micro, device: Any) -> "tuple[Tensor, Tensor, Tensor]":
+    """Class logits of rows without padding; a row's target is the number of its class."""
+    given = {name: part.to(device) for name, part in pack([head for head, _ in micro.rows]).items()}
+    return forward(**given), *_targets(micro.rows, device)
+
+
+def _head_padded(forward: Any, micro: Micro, device: Any) -> "tuple[Tensor, Tensor, Tensor]":
+    """The same, padded on the right."""
+    ids, mask = right_padded([head for head, _ in micro.rows], device)
+    return forward(input_ids=ids, attention_mask=mask), *_targets(micro.rows, device)
+
+
+KINDS = {
+    "packed": _packed, "padded": _padded, "whole": _whole, "seq2seq": _seq2seq,
+    "head-packed": _head_packed, "head-padded": _head_padded,
+}  # fmt: skip

@@ -23,11 +23,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Micro:
-    """The rows of one forward: example, its task, and the weight of each of its target tokens in the step's loss."""
+    """The rows of one forward: example, its task, and the weight of each of its target tokens in the step's loss.
+
+    smoothing: share of each target's probability that goes to all classes alike.
+    """
 
     rows: Sequence[Example]
     tasks: Sequence[str]
     weights: Sequence[float]
+    smoothing: float = 0.0
 
 
 class Feed(Protocol):

@@ -41,7 +41,8 @@ class TrainSettings:
     L2 norm of the whole gradient, 0: not clipped. held_out: (every, patience) or None. proximal: FedProx's mu; mu * (w - start)
     is added to the (clipped) gradient, `start` being the weights that training began with. processes: on this machine; each
     takes its share of every step, so the step, and its loss, stay what they are with one. dtype: bfloat16 is autocast over
-    float32 parameters.
+    float32 parameters. smoothing: share of each target's probability that goes to all classes alike. pooled: the loss is the
+    mean over a step's target tokens, each with its task's weight, and not the weighted sum of the tasks' means.
     """
 
     steps: int
@@ -61,6 +62,8 @@ class TrainSettings:
     offload: Literal["none", "cpu"] = "none"
     held_out: tuple[int, int] | None = None
     proximal: float = 0.0
+    smoothing: float = 0.0
+    pooled: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

@@ -72,7 +72,7 @@ class Row:
 
 def rows_of(prompts: Iterable[tuple[int, Sequence[int]]], how: Generation) -> list[Row]:
     """A row for each (index, tokenised prompt), with its own stream of draws."""
-    return [Row(index, prompt, _stream(how, prompt)) for index, prompt in prompts]
+    return [Row(index, prompt, _stream(how.of(index), prompt)) for index, prompt in prompts]
 
 
 def _stream(how: Generation, prompt: Sequence[int]) -> random.Random | None:
@@ -112,8 +112,11 @@ def _draw(logits: "Tensor", best: "Tensor", how: Generation, rows: Sequence[Row]
 
     probabilities = torch.softmax((logits.double() - best[:, None].double()) / how.temperature, -1)
     tokens = None
+    if 0 < how.top_k < probabilities.shape[-1]:
+        tokens, probabilities = _likeliest(probabilities, how.top_k)
     if how.top_p < 1:
-        tokens, probabilities = _nucleus(probabilities, how.top_p)
+        places, probabilities = _nucleus(probabilities, how.top_p)
+        tokens = places if tokens is None else tokens.gather(1, places)
     cdf = probabilities.cumsum(-1)
     draws = torch.tensor([[row.rng.random() if row.rng else 0.0] for row in rows], dtype=torch.float64, device=cdf.device)
     # a draw of exactly the total, by rounding, goes to the last token that has a probability
@@ -121,6 +124,14 @@ def _draw(logits: "Tensor", best: "Tensor", how: Generation, rows: Sequence[Row]
     place = torch.minimum((cdf <= draws * cdf[:, -1:]).sum(-1, keepdim=True), last)
     chosen = place if tokens is None else tokens.gather(1, place)
     return [int(i) for i in chosen[:, 0].tolist()]
+
+
+def _likeliest(probabilities: "Tensor", top_k: int) -> "tuple[Tensor, Tensor]":
+    """(tokens, probabilities that sum to 1), in the vocabulary's order, of the likeliest `top_k`."""
+    values, tokens = probabilities.topk(top_k, -1)
+    tokens, order = tokens.sort(-1)
+    values = values.gather(1, order)
+    return tokens, values / values.sum(-1, keepdim=True)
 
 
 def _nucleus(probabilities: "Tensor", top_p: float) -> "tuple[Tensor, Tensor]":

@@ -168,6 +168,8 @@ def body_of(config: OpenAiConfig, prompt: str, how: Generation, schema: bool) ->
         "model": config.model, config.length_key: how.max_new_tokens, "temperature": how.temperature, "top_p": how.top_p,
         "seed": how.seed,
     }  # fmt: skip
+    if how.top_k > 0:
+        body["top_k"] = how.top_k  # a field that vLLM and llama.cpp know, and some services refuse
     if how.stop:
         body["stop"] = list(how.stop)
     if schema and how.json_schema is not None:

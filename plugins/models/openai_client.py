@@ -143,7 +143,7 @@ class Call:
             self._done(index, Answer("", False, 0, problem="empty-prompt"))
             return
         self.tries[index] += 1
-        found, asked = await self._ask(prompt)
+        found, asked = await self._ask(prompt, self.how.of(index))
         if isinstance(found, Answer):
             self.answered = True
             self.pace.note(False)
@@ -179,12 +179,12 @@ class Call:
             self._put(self._came)
             self._came = []
 
-    async def _ask(self, prompt: str) -> tuple[Answer | Verdict, float | None]:
+    async def _ask(self, prompt: str, how: Generation) -> tuple[Answer | Verdict, float | None]:
         """(answer or verdict, seconds that the server asks to wait). A refused response format is left out from then on."""
         schema = self.remote.schemas and self.how.json_schema is not None
-        reply = await self._send(prompt, schema)
+        reply = await self._send(prompt, how, schema)
         if schema and isinstance(reply, Reply) and reply.status in (400, 422):
-            plain = await self._send(prompt, False)
+            plain = await self._send(prompt, how, False)
             if isinstance(plain, Reply) and 200 <= plain.status < 300:
                 self.remote.schemas = False
             reply = plain
@@ -199,9 +199,9 @@ class Call:
             self.fatal = _refused(self.config, reply.status)
         return verdict, retry_after(reply.retry_after)
 
-    async def _send(self, prompt: str, schema: bool) -> Reply | Verdict:
+    async def _send(self, prompt: str, how: Generation, schema: bool) -> Reply | Verdict:
         """One request. Whatever goes wrong on the way is a verdict."""
-        content = json.dumps(body_of(self.config, prompt, self.how, schema)).encode()
+        content = json.dumps(body_of(self.config, prompt, how, schema)).encode()
         try:
             async with asyncio.timeout(self.config.timeout):
                 return await self.server.post(content)

@@ -2,7 +2,7 @@
 """Configuration keys that all local models have, and the fingerprint made of them."""
 
 import hashlib
-from typing import Literal
+from typing import Literal, Protocol
 
 from pydantic import Field
 
@@ -41,6 +41,18 @@ class LocalConfig(Config):
     max_prompt_tokens: int | None = Field(None, ge=1, description="Cut longer prompts from the left.")
 
 
+class Placed(Protocol):
+    """A configuration that says where a model runs, and in which numbers."""
+
+    @property
+    def device(self) -> Device:
+        """See `LocalConfig`."""
+
+    @property
+    def dtype(self) -> Dtype:
+        """See `LocalConfig`."""
+
+
 def fingerprint_of(files: dict[str, str], config: LocalConfig) -> str:
     """SHA-256 over file digests and every setting that decides what the model is (not where and how fast it runs).
 
@@ -52,7 +64,7 @@ def fingerprint_of(files: dict[str, str], config: LocalConfig) -> str:
     return hashlib.sha256(canonical({"files": files, "settings": {**settings, "dtype": dtype_of(config)}})).hexdigest()
 
 
-def device_of(config: LocalConfig) -> str:
+def device_of(config: Placed) -> str:
     """``cpu`` or ``cuda``. Imports torch, unless the answer is ``cpu``. Raises ConfigError for a device that is not there."""
     if config.device == "cpu":
         return "cpu"
@@ -66,7 +78,7 @@ def device_of(config: LocalConfig) -> str:
     return "cpu"
 
 
-def dtype_of(config: LocalConfig) -> str:
+def dtype_of(config: Placed) -> str:
     """The name of torch's dtype that is used; imports torch only where both dtype and device say auto."""
     if config.dtype != "auto":
         return config.dtype

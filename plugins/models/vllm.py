@@ -105,7 +105,7 @@ class VllmTexts:
         good = [i for i, word in found.items() if not word]
         for begin in range(0, len(good), self.config.batch):
             part = good[begin : begin + self.config.batch]
-            settings = [self._sampling(encoded[i], how) for i in part]
+            settings = [self._sampling(encoded[i], how.of(i)) for i in part]
             outputs = self._ask([encoded[i] for i in part], settings)
             for i, output in zip(part, outputs, strict=True):
                 made = output.outputs[0]
@@ -147,6 +147,7 @@ class VllmTexts:
         from vllm import SamplingParams
 
         more = {"structured_outputs": _structure(how)} if how.json_schema is not None else {}
+        more |= {"top_k": how.top_k} if how.top_k > 0 else {}
         return SamplingParams(
             max_tokens=how.max_new_tokens, temperature=how.temperature, top_p=how.top_p, stop=list(how.stop),
             seed=_seed(how, ids), **more,

@@ -50,16 +50,16 @@ class MiniLm(TablePlugin):
     def files(self, argument: str, base: Path) -> Sequence[Path]:
         """The weights and the tokenizer inside the installed package."""
         argument_of(self.name, argument, KINDS)
-        folder = _folder()
+        folder = model_folder("the table 'minilm'")
         return (folder / "model.safetensors", folder / "tokenizer.json")
 
 
-def _folder() -> Path:
-    """Where an installed package has the model; found without importing it."""
+def model_folder(what: str) -> Path:
+    """Where an installed package has the model; found without importing it. Raises ConfigError, naming `what` is missing."""
     for package, inside in PLACES:
         found = find_spec(package)
         for place in (found.submodule_search_locations or ()) if found else ():
             if (Path(place) / inside / "model.safetensors").is_file():
                 return Path(place) / inside
     fix = "pip install 'osmotic[tables]'"
-    raise ConfigError(Problem("no installed package has the table 'minilm'", path="table", fix=fix))
+    raise ConfigError(Problem(f"no installed package has {what}", path="table", fix=fix))

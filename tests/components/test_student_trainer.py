@@ -10,6 +10,7 @@ import pytest
 from osmotic.components import student_trainer
 from osmotic.components.student_trainer import StudentTrainer, StudentTrainerConfig
 from osmotic.components.training.batches import Encoder
+from osmotic.components.training.common import HeldOut, held_out_of
 from osmotic.components.training.engines import trained
 from osmotic.components.training.loop import seed_step
 from osmotic.components.training.losses import kind_of, loss_of, share
@@ -338,7 +339,7 @@ HELD = {"share": 0.25, "every": 2, "patience": 2}
 
 def test_held_out_records_are_the_same_in_all_arms_and_take_no_part(calm):
     context = FakeContext(models={"student": calm}, record_schema=SCHEMA)
-    held = StudentTrainer(StudentTrainerConfig(**SETTINGS, held_out=HELD))._held_out(context, len(RECORDS))
+    held = held_out_of(context, HeldOut(**HELD), len(RECORDS))
     assert len(held) == 3
     changed = Records([{**row, "ward": WARDS[0], "sign": SIGNS[0]} if i in held else row for i, row in enumerate(RECORDS)])
     one, two = train(calm, None, held_out=HELD, steps=4), train(calm, None, held_out=HELD, steps=4, records=changed)
@@ -352,7 +353,7 @@ def test_held_out_records_are_the_same_in_all_arms_and_take_no_part(calm):
 def test_a_held_out_part_that_no_task_can_use_is_told(calm):
     """Rationales alone are trained, and no record held out has one."""
     context = FakeContext(models={"student": calm}, record_schema=SCHEMA)
-    held = StudentTrainer(StudentTrainerConfig(**SETTINGS, held_out=HELD))._held_out(context, len(RECORDS))
+    held = held_out_of(context, HeldOut(**HELD), len(RECORDS))
     told = Records([{"id": r["id"], "rationale": "goes"} for i, r in enumerate(RECORDS) if i not in held])
     found = train(calm, told, held_out=HELD, label_weight=0.0)["curve"].data
     assert len(found["step"]) == 6 and "held_out" not in found and any("held out" in note for note in found["notes"])

@@ -341,3 +341,12 @@ def test_answers_that_came_together_are_written_together_and_none_is_lost():
     with pytest.raises(KeyboardInterrupt):
         component.run(context, Records([{"id": f"p{i}", "sign": f"s{i}"} for i in range(9)]))
     assert written == [3, 3] and len(journal.entries) == 6
+
+
+def test_journals_of_the_version_before_are_read():
+    model, journal = FakeTextGenerator(lambda prompt: "new"), FakeJournal()
+    for row in PROMPTS:
+        key = hashlib.sha256(f"Explain {row['sign']}".encode()).hexdigest()
+        journal.put(key, {"rationale": "old", "finished": True, "tokens": 2, "spent": [1, 2, 0.5]})
+    rows, report = outputs(model, context=FakeContext(models={"teacher": model}, journals={"rows": journal}))
+    assert {row["rationale"] for row in rows} == {"old"} and report["cost"] == 3.5 and not model.prompts

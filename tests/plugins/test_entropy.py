@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from osmotic.plugins.contract import Entropy
-from osmotic.plugins.entropy import GRID, SeededEntropy, SystemEntropy, _Words
+from osmotic.plugins.entropy import GRID, CipherEntropy, SeededEntropy, SystemEntropy, _Words
 
-SOURCES = [SystemEntropy(), SeededEntropy("a test")]
+SOURCES = [SystemEntropy(), SeededEntropy("a test"), CipherEntropy(bytes(32), "a test")]
 
 
 class Script(_Words):

@@ -34,6 +34,15 @@ def test_every_integers_chance_is_the_normal_densitys():
     assert chance.sum() > 0.9  # few proposals are lost
 
 
+def test_a_coin_decides_at_once_only_where_every_place_of_the_cell_would():
+    """What is kept at once is below the chance of the cell's rarest place, by less than two units of the coin's 20 bits."""
+    slots, heights = gaussian_noise._cells()
+    chances = np.exp(-0.5 * ((np.arange(len(heights)) + 1) / 16) ** 2) * heights * gaussian_noise.COIN
+    sure = gaussian_noise._sure()
+    assert (sure <= chances).all() and (sure > chances - 2).all()
+    assert 0.85 < (sure[slots] / gaussian_noise.COIN).mean() < 1.0
+
+
 def test_a_million_draws_follow_the_normal_law():
     """Kolmogorov-Smirnov at level 1e-3, and a variance that finds a scale 0.5% off with power above 0.999; the tail counted.
 

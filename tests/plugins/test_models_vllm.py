@@ -21,6 +21,7 @@ class SamplingParams:
     max_tokens: int = 16
     temperature: float = 1.0
     top_p: float = 1.0
+    top_k: int = 0
     stop: list[str] | None = None
     seed: int | None = None
     structured_outputs: Any = None
@@ -111,6 +112,9 @@ def test_what_is_asked_and_what_comes_back(vllm, folder):
     model._engine.asked.clear()
     model.generate(prompts[::-1], how)
     assert [s.seed for _, s in model._engine.asked] == seeds[::-1]
+    model._engine.asked.clear()
+    model.generate(["w3"] * 3, Generation(max_new_tokens=3, temperature=1.0, top_k=40, seeds=(1, 2, 3)))
+    assert [s.top_k for _, s in model._engine.asked] == [40] * 3 and len({s.seed for _, s in model._engine.asked}) == 3
 
 
 def test_prompts_that_do_not_fit_and_scores(vllm, folder):

@@ -92,6 +92,12 @@ def tasks() -> Callable[..., dict[str, Any]]:
     return make
 
 
+@pytest.fixture(scope="session")
+def jobs(toys: Registry) -> Any:
+    """The module of the tests of private training and votes."""
+    return importlib.import_module("osmotic_private_jobs")
+
+
 # ---- for the tests of plans: text in, graph out ----
 
 

@@ -12,15 +12,19 @@ from typing import Any
 
 import pytest
 
+from osmotic.plugins import accounting
+from osmotic.plugins.accounting import compose
 from osmotic.plugins.contract import Records
 from osmotic.plugins.host import Registry
-from osmotic.runtime import api, composition, histograms
-from osmotic.runtime.composition import RecordEvents, compose
-from osmotic.runtime.histograms import discrete_gaussian, discrete_laplace, event_of, gaussian_sigma, histogram, noise_of
+from osmotic.runtime import api, histograms
+from osmotic.runtime.composition import RecordEvents
+from osmotic.runtime.histograms import discrete_gaussian, discrete_laplace, event_of, gaussian_sigma, histogram
 from osmotic.runtime.ledger import Ledger
+from osmotic.runtime.record_noise import validated
 from osmotic.runtime.tables import ledger_text, plan_text
 from osmotic.runtime.verifying import _charge_problems, _set_problems, ledgers_of, verify
 from osmotic.schemas.errors import BudgetError, ConfigError, DataError, RefusedError
+from osmotic.schemas.noise import CountNoise
 from osmotic.schemas.policy import Budget, RecordBudget, SitePolicy
 from osmotic.schemas.records import FieldSpec, RecordSchema
 
@@ -91,7 +95,7 @@ def test_a_noise_multiplier_is_not_taken_for_another_relation(tmp_path: Path) ->
 
 
 def test_a_missing_accountant_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    composition._distribution.cache_clear()
+    accounting._distribution.cache_clear()
     for name in ("dp_accounting", "dp_accounting.pld"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ConfigError, match=r"osmotic\[dp\]"):
@@ -129,22 +133,22 @@ def test_discrete_gaussian_fits_its_probabilities() -> None:
 @needs_dp
 @pytest.mark.parametrize(("epsilon", "delta"), [(1.0, 1e-6), (0.3, 1e-5), (4.0, 1e-9)])
 def test_gaussian_counts_are_confirmed_by_the_accountant_and_not_wasteful(epsilon: float, delta: float) -> None:
-    event = event_of(noise_of({"name": "gaussian", "epsilon": epsilon, "delta": delta}))
+    event = event_of(CountNoise(name="gaussian", epsilon=epsilon, delta=delta))
     assert 0.97 * epsilon < compose([event], delta)["replace-one"] <= epsilon
 
 
 @needs_dp
 def test_noise_that_no_sigma_gives_is_refused_and_never_searched_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert event_of(noise_of({"name": "gaussian", "epsilon": 0.01, "delta": 1e-12}))["parameters"]["sigma"] < 1000
+    assert event_of(CountNoise(name="gaussian", epsilon=0.01, delta=1e-12))["parameters"]["sigma"] < 1000
     for less in ({"epsilon": 0.009, "delta": 1e-6}, {"epsilon": 1, "delta": 1e-13}, {"epsilon": 1e-300, "delta": 1e-300}):
         with pytest.raises(ConfigError, match=r"'epsilon' of 0\.01 or more and 'delta' of 1e-12 or more"):
-            noise_of({"name": "gaussian", **less})
+            validated(CountNoise, {"name": "gaussian", **less}, "mechanism")
     asked: list[float] = []
     monkeypatch.setattr(
         histograms, "compose", lambda events, delta: asked.append(events[0]["parameters"]["sigma"]) or {"replace-one": 9.0}
     )
     with pytest.raises(ConfigError, match="no gaussian noise was found that is epsilon 1, delta 1e-06"):
-        event_of(noise_of({"name": "gaussian", "epsilon": 1, "delta": 1e-6}))
+        event_of(CountNoise(name="gaussian", epsilon=1, delta=1e-6))
     assert len(asked) == histograms.STEPS and asked == sorted(asked) and asked[-1] > 2.5 * asked[0]
 
 
@@ -264,7 +268,7 @@ def test_counts_without_an_accountant_are_never_called_epsilon_0(
     first = api.run(path, home=shop.home, registry=toys)
     north = next(a for a in first["guarantee"]["parties"] if a["party"] == "north")
     assert [p["class"] for p in north["parts"]] == ["gaussian", "certified"] and 4 < north["together"]["epsilon"] < 6 + 1e-3
-    composition._distribution.cache_clear()
+    accounting._distribution.cache_clear()
     for name in ("dp_accounting", "dp_accounting.pld"):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr("osmotic.runtime.asking._check_counts", lambda *_: None)  # which says so before anything else

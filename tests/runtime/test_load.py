@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from osmotic.runtime.load import Loaded, find, load, load_text, shipped
+from osmotic.runtime.load import Loaded, expanded, find, load, load_text, shipped, sites_file
 from osmotic.schemas.errors import ConfigError
 
 TEXT = """
@@ -124,3 +124,29 @@ def test_a_file_that_is_not_utf8_is_located(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_bytes(b"osmotic: 1\nname: \xff\n")
     with pytest.raises(ConfigError, match=r"bad\.yaml:2"):
         load(str(tmp_path / "bad.yaml"))
+
+
+def test_a_file_of_settings_stands_for_its_options_in_its_place(tmp_path: Path) -> None:
+    file = tmp_path / "more.set.yaml"
+    file.write_text('seed: 4\ntasks.made.config: {value: "a=b", deep: null}\nname: "1"\n')
+    assert expanded(("seed=1", f"@{file}")) == (
+        "seed=1", "seed=4", 'tasks.made.config={"value": "a=b", "deep": null}', 'name="1"',
+    )  # fmt: skip
+    (tmp_path / "mine.yaml").write_text(TEXT)
+    loaded = load(str(tmp_path / "mine.yaml"), ("seed=1", f"@{file}", "name=two"))
+    assert (loaded.pipeline.seed, loaded.pipeline.name) == (4, "two")
+    assert not any(option.startswith("@") for option in loaded.overrides)  # other sites have no such file
+
+
+@pytest.mark.parametrize("text", ["- 1\n", "just words\n"])
+def test_a_file_of_settings_that_is_no_mapping_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "bad.set.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"bad\.set\.yaml is not a mapping"):
+        expanded((f"@{tmp_path / 'bad.set.yaml'}",))
+    with pytest.raises(ConfigError, match="no such file"):
+        expanded(("@nowhere.set.yaml",))
+
+
+def test_shipped_site_policies_are_found_by_name(tmp_path: Path) -> None:
+    assert sites_file(Path("fedcot")).name == "fedcot.sites.yaml" and sites_file(Path("fedcot")).is_file()
+    assert sites_file(tmp_path / "mine.yaml") == tmp_path / "mine.yaml"

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from osmotic.plugins.accounting import compose
 from osmotic.plugins.contract import Component, Config, Context, Out, Outputs, Records, Weights
 from osmotic.plugins.hookspecs import hookimpl
 from osmotic.plugins.host import build_registry
 from osmotic.runtime import api, noisy_sums
-from osmotic.runtime.composition import ClientEvents, compose
+from osmotic.runtime.composition import ClientEvents
 from osmotic.runtime.ledger import Ledger
 from osmotic.runtime.store import Store
 from osmotic.runtime.tables import ledger_text

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Private evolution: its prompts, and which candidates survive the votes. No components."""
