@@ -4,7 +4,8 @@
 python benchmarks/fdkt.py [--epsilon 1 3 8] [--records 3000] [--canaries 30] [--home FOLDER]
 
 One client of the generated shop; among its records are canaries: word salads of the shop's own vocabulary, each once, that no
-generator would write by itself. A generator is trained without privacy and one at each epsilon, on the same records. Printed:
+generator would write by itself. On the same records generators are trained at each epsilon and without privacy: `equal` sees as
+many examples as the private ones, `long` ten times as many. Printed:
 the drawn batches (Poisson sampling: their sizes vary as the binomial does), whether members are told from fresh records of the
 same kind (area under the curve, 0.5 is a coin), the exposure of the canaries in bits beside the most that it could be, and any
 place outside the client where a canary, or six words of one in a row, turned up.
@@ -14,7 +15,6 @@ import argparse
 import json
 import math
 import random
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -61,8 +61,13 @@ def attack(weights: str, members: str, others: str, exposure: bool) -> dict[str,
         "at": "clients",
         "inputs": {"members": members, "others": others, "weights": weights},
         "config": config,
-        "vary": {"arm": {"without": {"inputs": {"weights": "plain.weights"}}}},
+        "vary": {"arm": without("weights")},
     }
+
+
+def without(port: str) -> dict[str, Any]:
+    """What the arms without privacy take instead of the private generator."""
+    return {arm: {"inputs": {port: f"{arm}.weights"}} for arm in ("equal", "long")}
 
 
 def pipeline(epsilons: list[float], steps: int) -> dict[str, Any]:
@@ -72,14 +77,26 @@ def pipeline(epsilons: list[float], steps: int) -> dict[str, Any]:
         for name in ("reviews", "members", "fresh", "canaries", "controls")
     }
     private = {"epsilon": "${matrix.epsilon}", "delta": 1e-5, "batch": 256, "steps": steps}
-    plain = {"label_prompt": CONTROL, "label_target": SHOWN, "rationale_prompt": "-", "rationale_weight": 0}
+    rate = {"model": "generator", "learning_rate": 0.01, "schedule": "linear"}
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "lm_head"]
+    model = {"path": "osmotic:shop/generator", "lora": {"rank": 8, "alpha": 16, "target_modules": targets}}
+    plain = {"label_prompt": CONTROL, "label_target": SHOWN, "rationale_prompt": "-", "rationale_weight": 0, **rate}
+    trained = {
+        name: {
+            "component": "student_trainer",
+            "at": "clients",
+            "inputs": {"records": "reviews"},
+            "config": {**plain, "steps": times * steps, "batch": 64},
+        }
+        for name, times in (("equal", 4), ("long", 40))
+    }
     waived = {"from": "written", "waive": "what a generator without privacy gives away, on generated benchmark data"}
     return {
         "osmotic": 1,
         "name": "fdkt-canaries",
         "parties": {"server": "hub", "clients": ["tents"]},
-        "models": {"generator": {"type": "transformers", "at": "clients", "config": {"path": "osmotic:shop/generator"}}},
-        "matrix": {"epsilon": epsilons, "arm": ["private", "without"]},
+        "models": {"generator": {"type": "transformers", "at": "clients", "config": model}},
+        "matrix": {"epsilon": epsilons, "arm": ["private", "equal", "long"]},
         "tasks": {
             **loaders,
             "generator": {
@@ -87,29 +104,35 @@ def pipeline(epsilons: list[float], steps: int) -> dict[str, Any]:
                 "at": "clients",
                 "matrix": ["epsilon"],
                 "inputs": {"records": "reviews"},
-                "config": {"model": "generator", "prompt": CONTROL, "privacy": private, "learning_rate": 0.002},
+                "config": {**rate, "prompt": CONTROL, "privacy": private},
             },
-            "plain": {
-                "component": "student_trainer",
-                "at": "clients",
-                "inputs": {"records": "reviews"},
-                "config": {"model": "generator", **plain, "steps": 6 * steps, "batch": 64, "learning_rate": 0.002},
-            },
+            **trained,
             "written": {
                 "component": "text_synthesizer",
                 "at": "clients",
                 "inputs": {"weights": "generator.weights"},
                 "config": {"model": "generator", "prompt": CONTROL, "per_label": 400, "max_new_tokens": 32},
-                "vary": {"arm": {"without": {"inputs": {"weights": "plain.weights"}}}},
+                "vary": {"arm": without("weights")},
             },
-            "received": {"component": "synthetic_filter", "at": "server", "each": "party", "inputs": {"texts": waived}},
+            "received": {
+                "component": "synthetic_filter",
+                "at": "server",
+                "each": "party",
+                "inputs": {"texts": waived},
+                "config": {"labels": list(domain.LABELS)},
+            },
             "told_apart": attack("generator.weights", "members", "fresh", False),
             "exposed": attack("generator.weights", "canaries", "controls", True),
         },
         "report": {
             "table": ["told_apart", "exposed"],
             "rows": ["arm", "epsilon"],
-            "metrics": {"auc": "members told apart", "exposure": "exposure"},
+            "metrics": {
+                "auc": "members told apart (AUC)",
+                "calibrated_auc": "calibrated",
+                "exposure": "exposure of canaries (bits)",
+                "exposure_most": "at most",
+            },
         },
     }
 
@@ -124,14 +147,14 @@ def sites(folder: Path, made: dict[str, Any]) -> dict[str, Any]:
 
 
 def turned_up(home: Path, planted: list[dict[str, str]]) -> Counter[str]:
-    """Where, outside the client, a run of words of a canary stands: file name -> how often."""
+    """Where at the server a run of words of a canary stands: file name -> how often."""
     runs = set()
     for row in planted:
         words = row["text"].rstrip(".").split()
         runs |= {" ".join(words[i : i + RUN]) for i in range(len(words) - RUN + 1)}
     found: Counter[str] = Counter()
     for path in home.rglob("*"):
-        if path.is_file() and "tents" not in path.relative_to(home).parts:
+        if path.is_file() and "hub" in path.relative_to(home).parts:
             texts = " ".join(_texts(path).split())
             found.update({str(path.relative_to(home)): n} if (n := sum(run in texts for run in runs)) else {})
     return found
@@ -162,7 +185,7 @@ def main() -> None:
     parser.add_argument("--epsilon", type=float, nargs="+", default=[1.0, 3.0, 8.0])
     parser.add_argument("--records", type=int, default=3000)
     parser.add_argument("--canaries", type=int, default=30)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--home", type=Path)
     given = parser.parse_args()
     home = given.home or Path(tempfile.mkdtemp(prefix="osmotic-fdkt-"))
@@ -178,9 +201,13 @@ def main() -> None:
         print(row["row"], row["guarantee"])
         for name, cell in row["cells"].items():
             print(f"    {name}: {cell['mean']:.3f}")
+    for log in sorted((home / "run" / "parties" / "tents" / "trainings").rglob("document.json")):
+        told = json.loads(log.read_text())
+        print(f"\nepsilon {told['privacy']['epsilon']:.3f}, noise {told['privacy']['noise_multiplier']:.3f}")
+        sizes = [step["batch"] for step in told["steps"]]
+        batches(sizes, told["privacy"]["sampling_probability"], told["records"])
     found = turned_up(home / "run", made["canaries"])
-    print(f"\ncanaries outside the client: {dict(found) if found else 'nowhere'}")
-    sys.exit(0)
+    print(f"\ncanaries at the server: {dict(found) if found else 'nowhere'}")
 
 
 if __name__ == "__main__":

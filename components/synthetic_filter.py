@@ -21,7 +21,7 @@ from osmotic.components.near_duplicates import near_duplicates
 from osmotic.components.rationale_rules import fold, words
 from osmotic.components.scoring import scored
 from osmotic.components.templates import check_slots, compile_template
-from osmotic.plugins.contract import Component, Config, Context, Metrics, ModelName, Out, Outputs, Records
+from osmotic.plugins.contract import Component, Config, Context, DatasetName, Metrics, ModelName, Out, Outputs, Records
 from osmotic.schemas.errors import ComponentError, Problem
 from osmotic.schemas.records import RecordSchema
 from osmotic.schemas.source import did_you_mean
@@ -39,6 +39,7 @@ class SyntheticFilterConfig(Config):
     """What makes a text one of use."""
 
     label_field: str = Field("label", description="The schema's field whose domain the labels come from.")
+    data: DatasetName | None = Field(None, description="Where no data set stands before: the one whose public schema it is.")
     labels: tuple[str, ...] | None = Field(None, strict=False, min_length=1, description="Default: the domain of label_field.")
     min_words: int = Field(10, ge=1)
     max_words: int | None = Field(None, ge=1)

@@ -23,6 +23,7 @@ from osmotic.plugins.contract import (
     Component,
     Config,
     Context,
+    DatasetName,
     Generation,
     ModelName,
     Out,
@@ -48,6 +49,7 @@ class TextSynthesizerConfig(Config):
         "which go through their values in turn."
     )
     label_field: str = Field("label", description="The label's name in the prompt and in the records' schema.")
+    data: DatasetName | None = Field(None, description="Without inputs: the data set whose public schema has the labels.")
     labels: tuple[str, ...] | None = Field(
         None, strict=False, min_length=1, description="Default: the domain of label_field, in its order."
     )

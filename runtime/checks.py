@@ -141,12 +141,15 @@ def model_fields(config: Any) -> Iterator[str]:
 
 def model_keys(cls: type[Any]) -> Iterator[str]:
     """Keys of a configuration class that name a model."""
+    yield from _marked(cls, "model")
+
+
+def _marked(cls: type[Any], kind: str) -> Iterator[str]:
+    """Keys whose annotation, or one side of it (``ModelName | None``), says that they name this kind of thing."""
     for key, info in cls.model_fields.items():
-        extra = info.json_schema_extra
-        marked = isinstance(extra, dict) and extra.get("osmotic") == "model"
         inner = [m for a in getattr(info.annotation, "__args__", ()) for m in getattr(a, "__metadata__", ())]
-        inner_marked = any(isinstance(getattr(m, "json_schema_extra", None), dict) for m in inner)
-        if marked or inner_marked:
+        extras = [info.json_schema_extra, *(getattr(m, "json_schema_extra", None) for m in inner)]
+        if any(isinstance(extra, dict) and extra.get("osmotic") == kind for extra in extras):
             yield key
 
 
@@ -157,9 +160,9 @@ def releases(node: Node) -> bool:
 
 def schema_names(config: Any) -> Iterator[tuple[str, str]]:
     """(key, data set) of configuration keys that name a data set whose schema is read, and nothing else of it."""
-    for key, info in type(config).model_fields.items():
-        if isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("osmotic") == "dataset":
-            yield key, str(getattr(config, key))
+    for key in _marked(type(config), "dataset"):
+        if (name := getattr(config, key)) is not None:
+            yield key, str(name)
 
 
 def build_model(registry: Registry, graph: Graph, name: str) -> Any:

@@ -63,7 +63,7 @@ def test_every_arm_has_its_own_guarantee(finished: Path) -> None:
 def test_the_server_holds_numbered_texts_and_no_record(finished: Path) -> None:
     own = {row["id"] for party in ("tents", "kettles") for row in shop(party)}
     texts = {row["text"] for party in ("tents", "kettles") for row in shop(party)}
-    seen = [row for path in (finished / "hub").rglob("*.parquet") for row in parquet.read_table(path).to_pylist()]
+    seen = [row for path in (finished / "parties" / "hub").rglob("*.parquet") for row in parquet.read_table(path).to_pylist()]
     assert seen
     assert not {row["id"] for row in seen} & own
     assert not {row["text"] for row in seen} & texts
@@ -90,7 +90,7 @@ def test_deepspeed_is_refused_in_the_plan(tmp_path: Path) -> None:
 
 
 def test_a_grid_beyond_the_cap_is_refused_with_what_it_would_cost(tmp_path: Path) -> None:
-    done = osmotic("plan", *short(tmp_path), "--set", "matrix.epsilon=[8, 8.1, 8.2]")
+    done = osmotic("plan", "fdkt", "--home", str(tmp_path), "--set", "matrix.epsilon=[8, 8.1, 8.2]")
     assert done.returncode != 0 and "12" in done.stderr and "reviews" in done.stderr
 
 
