@@ -146,15 +146,15 @@ def sites(folder: Path, made: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def turned_up(home: Path, planted: list[dict[str, str]]) -> Counter[str]:
-    """Where at the server a run of words of a canary stands: file name -> how often."""
+def turned_up(home: Path, party: str, planted: list[dict[str, str]]) -> Counter[str]:
+    """Where at a party a run of words of a canary stands: file name -> how often."""
     runs = set()
     for row in planted:
         words = row["text"].rstrip(".").split()
         runs |= {" ".join(words[i : i + RUN]) for i in range(len(words) - RUN + 1)}
     found: Counter[str] = Counter()
-    for path in home.rglob("*"):
-        if path.is_file() and "hub" in path.relative_to(home).parts:
+    for path in (home / "parties" / party).rglob("*"):
+        if path.is_file():
             texts = " ".join(_texts(path).split())
             found.update({str(path.relative_to(home)): n} if (n := sum(run in texts for run in runs)) else {})
     return found
@@ -198,7 +198,7 @@ def main() -> None:
     print(", ".join(f"{name} {version(name)}" for name in ("osmotic", "torch", "transformers", "dp-accounting")))
     print(f"{given.records} records, {given.canaries} canaries; {time.perf_counter() - began:.0f} s; in {home}\n")
     for row in summary["table"]["rows"]:
-        print(row["row"], row["guarantee"])
+        print(row["row"])
         for name, cell in row["cells"].items():
             print(f"    {name}: {cell['mean']:.3f}")
     for log in sorted((home / "run" / "parties" / "tents" / "trainings").rglob("document.json")):
@@ -206,8 +206,10 @@ def main() -> None:
         print(f"\nepsilon {told['privacy']['epsilon']:.3f}, noise {told['privacy']['noise_multiplier']:.3f}")
         sizes = [step["batch"] for step in told["steps"]]
         batches(sizes, told["privacy"]["sampling_probability"], told["records"])
-    found = turned_up(home / "run", made["canaries"])
-    print(f"\ncanaries at the server: {dict(found) if found else 'nowhere'}")
+    for party in ("tents", "hub"):
+        found = turned_up(home / "run", party, made["canaries"])
+        where = f"{sum(found.values())} runs of {RUN} words, in {len(found)} files" if found else "nowhere"
+        print(f"\ncanaries at {party}: {where}")
 
 
 if __name__ == "__main__":
