@@ -64,7 +64,7 @@ class Configs:
             made = model.model_validate(values)
         except ValidationError as error:
             self._made[(node.name, cell)] = None
-            located = problems_of(error, model, self.graph.loaded.source, ())
+            located = problems_of(error, model, Source(node.name, values))
             self.problems += [self.place(node, cell, p) for p in located]
             return
         self._made[(node.name, cell)] = made
@@ -103,7 +103,7 @@ class Configs:
         try:
             self._model_names(node, cell, model.model_validate(values), "mechanism.")
         except ValidationError as error:
-            for p in problems_of(error, model, self.graph.loaded.source):
+            for p in problems_of(error, model, Source(node.name, values)):
                 path = f"mechanism.{p.path}" if p.path else "mechanism"
                 self.problems.append(self.place(node, cell, Problem(p.what, "", path, p.why, p.fix)))
 
@@ -129,7 +129,7 @@ class Configs:
                 p = error.problems[0]
                 self.problems.append(Problem(p.what, source.where((*path, "type")), f"models.{name}.type", p.why, p.fix))
             except ValidationError as error:
-                for p in problems_of(error, config_type(cls), source):
+                for p in problems_of(error, config_type(cls), Source(name, spec.config)):
                     keys: Key = (*path, "config", *(p.path.split(".") if p.path else ()))
                     self.problems.append(Problem(p.what, source.where(keys), ".".join(map(str, keys)), p.why, p.fix))
 

@@ -162,7 +162,8 @@ def first_line(accounts: list[dict[str, Any]], rows: dict[str, list[dict[str, An
         waived = sorted({edge for a in accounts for edge in a["waived"]})
         text += f": raw data crossed unprotected under waivers or to trusted endpoints ({', '.join(waived)})"
         kept = [row for row, found in rows.items() if words(found) != "unprotected"]
-        text += f". Rows that stay protected: {', '.join(kept)}" if kept else ""
+        between = "; " if any(", " in one for one in kept) else ", "  # a row of several axes has commas in its name
+        text += f". Rows that stay protected: {between.join(kept)}" if kept else ""
     return f"Guarantee of this run: {text}."
 
 

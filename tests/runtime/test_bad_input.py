@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from osmotic.runtime import cli
+from osmotic.runtime import api, cli
+from osmotic.schemas.errors import ConfigError
 
 PIPELINE = """osmotic: 1
 name: toy
@@ -314,3 +315,17 @@ def test_nothing_of_the_data_is_in_the_report_of_another_party(bench: Bench) -> 
     bench.run("run", "toy.yaml", "--quiet", "--home", "home")
     logs = {p.parent.name: p.read_text(encoding="utf-8") for p in (bench.folder / "home" / "parties").glob("*/errors.log")}
     assert "pink" in logs["north"] and "pink" not in logs.get("hub", "")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "tasks.student.config.redraw.probability",
+        "tasks.sanitized.config.mechanism.epsilon",
+        "models.student.config.lora.rank",
+    ],
+)
+def test_a_mistake_inside_of_a_nested_key_is_placed_there(key: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        api.prepare("fedcot", overrides=(f"{key}=-3",))
+    assert f"--set {key}=-3 {key}: must be " in str(caught.value)
