@@ -16,7 +16,7 @@ only `records` may be private. The curve stays at home.
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
@@ -26,8 +26,8 @@ from osmotic.components.templates import Template, compile_template
 from osmotic.components.training import loop
 from osmotic.components.training.batches import Cut
 from osmotic.components.training.common import key_of, settings_of, told_of
-from osmotic.components.training.heads import HeadEncoder, Pooling, class_losses
-from osmotic.components.training.labelled import need_slots
+from osmotic.components.training.heads import HeadEncoder, class_losses
+from osmotic.components.training.labelled import TaskConfig, need_slots
 from osmotic.components.training.mixing import AUGMENTED, PoolFeed
 from osmotic.components.training.parts import Example
 from osmotic.components.training.settings import Schedule
@@ -36,7 +36,6 @@ from osmotic.plugins.contract import (
     Config,
     Context,
     Document,
-    ModelName,
     Out,
     Outputs,
     PrivateJob,
@@ -60,16 +59,9 @@ class Before(Config):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
 
 
-class DpTaskTrainerConfig(PrivateConfig):
+class DpTaskTrainerConfig(TaskConfig, PrivateConfig):
     """What is trained, on which texts, under which guarantee."""
 
-    model: ModelName
-    mode: Literal["head", "generation"] = Field("head", description="Name the class by a head, or write the target.")
-    prompt: str = Field(description="Jinja2 over the records' fields; head: the text that is classified.")
-    target: str | None = Field(None, description="generation: Jinja2 over the records' fields. Default: the label.")
-    label_field: str = Field("label", description="The field that holds the label.")
-    labels: tuple[str, ...] | None = Field(None, strict=False, description="Public. Default: the domain of label_field.")
-    pooling: Pooling = Field("last", description="head: the state of the last token, or the mean over all tokens.")
     before: Before | None = Field(None, description="Training on `augmented` first; without it they are not used.")
     max_length: int = Field(256, ge=16, description="Tokens of prompt and target together; head: of the text.")
     truncate: Cut = Field("left", description="head: what a text that is too long loses; never what follows its last slot.")

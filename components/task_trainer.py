@@ -38,28 +38,21 @@ from osmotic.components.training.common import (
     trainable_of,
 )
 from osmotic.components.training.engines import layout_of, put_in, trained
-from osmotic.components.training.heads import META, HeadEncoder, Pooling, classifier, rows_of, start_from
-from osmotic.components.training.labelled import Labelled, labels_of, need_labels, need_slots
+from osmotic.components.training.heads import META, HeadEncoder, classifier, rows_of, start_from
+from osmotic.components.training.labelled import Labelled, TaskConfig, labels_of, need_labels, need_slots
 from osmotic.components.training.losses import kind_of
 from osmotic.components.training.mixing import AUGMENTED, OWN, PoolFeed, ShareFeed, Sources
 from osmotic.components.training.parts import Example, Feed, Step
-from osmotic.plugins.contract import Component, Context, Document, ModelName, Out, Outputs, Records, Weights
+from osmotic.plugins.contract import Component, Context, Document, Out, Outputs, Records, Weights
 from osmotic.schemas.errors import ComponentError, Problem
 from osmotic.schemas.records import RecordSchema
 
 CHECKPOINT_SECONDS = 30.0
 
 
-class TaskTrainerConfig(TrainerConfig):
+class TaskTrainerConfig(TaskConfig, TrainerConfig):
     """What is trained, on which texts, and how the two inputs are mixed."""
 
-    model: ModelName
-    mode: Literal["head", "generation"] = Field("head", description="Name the class by a head, or write the target.")
-    prompt: str = Field(description="Jinja2 over the records' fields; head: the text that is classified.")
-    target: str | None = Field(None, description="generation: Jinja2 over the records' fields. Default: the label.")
-    label_field: str = Field("label", description="The field that holds the label.")
-    labels: tuple[str, ...] | None = Field(None, strict=False, description="Public. Default: the domain of label_field.")
-    pooling: Pooling = Field("last", description="head: the state of the last token, or the mean over all tokens.")
     batch: int = Field(32, ge=1, description="Examples a step, over all processes and accumulated forwards.")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of a target's probability that goes to all alike.")
     mixing: Literal["examples", "share"] = Field(

@@ -3,15 +3,29 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import Field
 
 from osmotic.components.templates import Template, slots
 from osmotic.components.training.batches import Encoder, cue_of
-from osmotic.components.training.heads import HeadEncoder
+from osmotic.components.training.heads import HeadEncoder, Pooling
 from osmotic.components.training.parts import Example
-from osmotic.plugins.contract import Context, Records
+from osmotic.plugins.contract import Config, Context, ModelName, Records
 from osmotic.schemas.errors import ComponentError, ConfigError, Problem
 from osmotic.schemas.records import RecordSchema
+
+
+class TaskConfig(Config):
+    """Keys of whoever trains a model for a task, with privacy or without."""
+
+    model: ModelName
+    mode: Literal["head", "generation"] = Field("head", description="Name the class by a head, or write the target.")
+    prompt: str = Field(description="Jinja2 over the records' fields; head: the text that is classified.")
+    target: str | None = Field(None, description="generation: Jinja2 over the records' fields. Default: the label.")
+    label_field: str = Field("label", description="The field that holds the label.")
+    labels: tuple[str, ...] | None = Field(None, strict=False, description="Public. Default: the domain of label_field.")
+    pooling: Pooling = Field("last", description="head: the state of the last token, or the mean over all tokens.")
 
 
 @dataclass

@@ -5,11 +5,12 @@ Numbers in prose are counts as often as choices ("I think 3 samples are fine"), 
 stands: after the marker ``The eligible samples:``, alone, or in the JSON list ``eligible``.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+
+from osmotic.plugins.labelled.structured import objects
 
 MARKER = "The eligible samples:"
 SCHEMA: dict[str, Any] = {
@@ -71,19 +72,10 @@ def _within(found: list[int], count: int) -> Chosen | None:
 
 def _from_json(answer: str) -> list[int] | None:
     """The list `eligible` of the last JSON object that has one: what was thought of before it does not count."""
-    decoder, done = json.JSONDecoder(), 0
-    found: list[Any] | None = None
-    for start in (m.start() for m in re.finditer(r"\{", answer)):
-        if start < done:
-            continue
-        try:
-            value, stop = decoder.raw_decode(answer, start)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(value, dict) and isinstance(value.get("eligible"), list):
-            found, done = value["eligible"], stop
-    if found is None:
+    lists = [value["eligible"] for value, _, _ in objects(answer, lambda value: isinstance(value.get("eligible"), list))]
+    if not lists:
         return None
+    found = lists[-1]
     numbers = [int(v) for v in found if type(v) is int or (isinstance(v, str) and re.fullmatch("[0-9]{1,6}", v))]
     return numbers if len(numbers) == len(found) else None
 

@@ -3,7 +3,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from osmotic.plugins.labelled.formats import CUT, NO_LABEL, NO_TEXT, UNKNOWN, Labels, Parsed, Rejected, Sample
@@ -29,7 +29,7 @@ def parse_json(answer: str, labels: Labels, finished: bool = True) -> Parsed:
     samples: list[Sample] = []
     rejected: list[Rejected] = []
     end = 0
-    for value, start, stop in _objects(answer):
+    for value, start, stop in objects(answer, lambda value: bool({"label", "text"} & value.keys())):
         found = _sample(value, labels)
         if isinstance(found, Sample):
             samples.append(found)
@@ -42,8 +42,8 @@ def parse_json(answer: str, labels: Labels, finished: bool = True) -> Parsed:
     return Parsed(tuple(samples), tuple(rejected))
 
 
-def _objects(answer: str) -> Iterator[tuple[dict[str, Any], int, int]]:
-    """(object, where it begins, where it ends) of the innermost objects that have a label or a text."""
+def objects(answer: str, fits: Callable[[dict[str, Any]], bool]) -> Iterator[tuple[dict[str, Any], int, int]]:
+    """(object, where it begins, where it ends) of the JSON objects in an answer that fit; none lies inside another."""
     decoder, done = json.JSONDecoder(), 0
     for start in (found.start() for found in re.finditer(r"\{", answer)):
         if start < done:
@@ -52,7 +52,7 @@ def _objects(answer: str) -> Iterator[tuple[dict[str, Any], int, int]]:
             value, stop = decoder.raw_decode(answer, start)
         except (ValueError, RecursionError):
             continue
-        if isinstance(value, dict) and {"label", "text"} & value.keys():
+        if isinstance(value, dict) and fits(value):
             yield value, start, stop
             done = stop
 

@@ -5,6 +5,7 @@ Causal prompts are padded on the left and masked, with positions that count real
 their prompts padded on the right, once; all their answers begin at the same place.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,27 +22,18 @@ def stream(module: Any, rows: Sequence[Row], ends: Ends, budget: int) -> Iterato
         yield from _stream_group(start(module, [rows[i] for i in group]), [rows[i] for i in group], ends)
 
 
-class _Causal:
-    """A batch of a causal model: the last tokens, the mask of real ones [n, seen], positions, the model's cache."""
+class _Batch(ABC):
+    """A batch under way: the module, the last tokens of each row, the mask of real ones, the model's cache."""
 
     def __init__(self, module: Any, ids: "Tensor", mask: "Tensor") -> None:
         self._module, self._ids, self._mask, self._cache = module, ids, mask, None
-        self._positions = (mask.cumsum(1) - 1).clamp(min=0)
-        self._takes = accepts(module, "position_ids", "logits_to_keep")
 
     def logits(self) -> "Tensor":
         """Of the next token, [n, V]."""
         import torch
 
-        more: dict[str, Any] = {"position_ids": self._positions, "logits_to_keep": 1}
         with torch.inference_mode():
-            out = self._module(
-                input_ids=self._ids,
-                attention_mask=self._mask,
-                past_key_values=self._cache,
-                use_cache=True,
-                **{name: more[name] for name in self._takes},
-            )
+            out = self._module(attention_mask=self._mask, past_key_values=self._cache, use_cache=True, **self._inputs())
         self._cache = out.past_key_values
         found: Tensor = out.logits[:, -1]
         return found
@@ -53,43 +45,56 @@ class _Causal:
         with torch.inference_mode():
             if kept is not None:
                 _select(self._cache, kept)
-                self._mask, self._positions = self._mask[kept], self._positions[kept]
+                self._keep(kept)
             self._ids = chosen[:, None]
+
+    @abstractmethod
+    def _inputs(self) -> dict[str, Any]:
+        """What this kind of model is given besides."""
+
+    def _keep(self, kept: "Tensor") -> None:
+        self._mask = self._mask[kept]
+
+
+class _Causal(_Batch):
+    """A batch of a causal model; its mask is [n, seen], and each row has positions of its own."""
+
+    def __init__(self, module: Any, ids: "Tensor", mask: "Tensor") -> None:
+        super().__init__(module, ids, mask)
+        self._positions = (mask.cumsum(1) - 1).clamp(min=0)
+        self._takes = accepts(module, "position_ids", "logits_to_keep")
+
+    def _inputs(self) -> dict[str, Any]:
+        more: dict[str, Any] = {"position_ids": self._positions, "logits_to_keep": 1}
+        return {"input_ids": self._ids, **{name: more[name] for name in self._takes}}
+
+    def _keep(self, kept: "Tensor") -> None:
+        super()._keep(kept)
+        self._positions = self._positions[kept]
+
+    def go_on(self, kept: "Tensor | None", chosen: "Tensor") -> None:
+        """See `_Batch.go_on`; the token is seen, too, and has the next position."""
+        import torch
+
+        super().go_on(kept, chosen)
+        with torch.inference_mode():
             self._mask = torch.cat([self._mask, self._mask.new_ones(len(chosen), 1)], dim=1)
             self._positions = self._positions[:, -1:] + 1
 
 
-class _Encoded:
-    """A batch of an encoder-decoder model: what the encoder gave, its mask, the decoder's last tokens, the cache."""
+class _Encoded(_Batch):
+    """A batch of an encoder-decoder model; `hidden`: what the encoder gave, and the mask is that of the prompts."""
 
     def __init__(self, module: Any, hidden: "Tensor", mask: "Tensor", ids: "Tensor") -> None:
-        self._module, self._hidden, self._mask, self._ids, self._cache = module, hidden, mask, ids, None
+        super().__init__(module, ids, mask)
+        self._hidden = hidden
 
-    def logits(self) -> "Tensor":
-        """Of the next token, [n, V]."""
-        import torch
+    def _inputs(self) -> dict[str, Any]:
+        return {"encoder_outputs": (self._hidden,), "decoder_input_ids": self._ids}
 
-        with torch.inference_mode():
-            out = self._module(
-                encoder_outputs=(self._hidden,),
-                attention_mask=self._mask,
-                decoder_input_ids=self._ids,
-                past_key_values=self._cache,
-                use_cache=True,
-            )
-        self._cache = out.past_key_values
-        found: Tensor = out.logits[:, -1]
-        return found
-
-    def go_on(self, kept: "Tensor | None", chosen: "Tensor") -> None:
-        """One more token a row; kept: the rows that stay, None for all."""
-        import torch
-
-        with torch.inference_mode():
-            if kept is not None:
-                _select(self._cache, kept)
-                self._hidden, self._mask = self._hidden[kept], self._mask[kept]
-            self._ids = chosen[:, None]
+    def _keep(self, kept: "Tensor") -> None:
+        super()._keep(kept)
+        self._hidden = self._hidden[kept]
 
 
 def _select(cache: Any, kept: "Tensor") -> None:
