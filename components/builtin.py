@@ -7,39 +7,24 @@ from typing import Any
 from osmotic.plugins.contract import Component
 from osmotic.plugins.hookspecs import hookimpl
 
+Found = tuple[type[Component[Any]], ...]
+
 
 @hookimpl
 def register_components() -> Iterable[type[Component[Any]]]:
-    """FedCoT's building blocks, and attacks on what was released."""
-    from osmotic.components.aggregator import Aggregator
-    from osmotic.components.bayes_attacker import BayesAttacker
-    from osmotic.components.candidate_evolver import CandidateEvolver
-    from osmotic.components.cluster_judge import ClusterJudge
-    from osmotic.components.copy_checker import CopyChecker
-    from osmotic.components.dp_generator import DpGenerator
+    """Everything that ships."""
+    return (*_data(), *_teaching(), *_training(), *_measuring())
+
+
+def _data() -> Found:
+    """Records: loaded, released, blinded, joined."""
     from osmotic.components.dp_sanitizer import DpSanitizer
-    from osmotic.components.dp_task_trainer import DpTaskTrainer
-    from osmotic.components.evaluator import Evaluator
     from osmotic.components.feedback_sanitizer import FeedbackSanitizer
-    from osmotic.components.inversion_attacker import InversionAttacker
     from osmotic.components.label_counter import LabelCounter
-    from osmotic.components.masked_attacker import MaskedAttacker
-    from osmotic.components.mechanism_auditor import MechanismAuditor
-    from osmotic.components.membership_attack import MembershipAttack
-    from osmotic.components.nearest_voter import NearestVoter
-    from osmotic.components.rationale_decoder import RationaleDecoder
-    from osmotic.components.rationale_filter import RationaleFilter
     from osmotic.components.record_blinder import RecordBlinder
     from osmotic.components.record_joiner import RecordJoiner
     from osmotic.components.record_loader import RecordLoader
     from osmotic.components.record_uniter import RecordUniter
-    from osmotic.components.student_trainer import StudentTrainer
-    from osmotic.components.synthetic_filter import SyntheticFilter
-    from osmotic.components.task_trainer import TaskTrainer
-    from osmotic.components.teacher_augmenter import TeacherAugmenter
-    from osmotic.components.teacher_generator import TeacherGenerator
-    from osmotic.components.text_evaluator import TextEvaluator
-    from osmotic.components.text_synthesizer import TextSynthesizer
 
     return (
         RecordLoader,
@@ -47,28 +32,71 @@ def register_components() -> Iterable[type[Component[Any]]]:
         DpSanitizer,
         FeedbackSanitizer,
         LabelCounter,
+        RecordUniter,
+        RecordJoiner,
+    )
+
+
+def _teaching() -> Found:
+    """What a teacher writes, and what becomes of it."""
+    from osmotic.components.candidate_evolver import CandidateEvolver
+    from osmotic.components.cluster_judge import ClusterJudge
+    from osmotic.components.copy_checker import CopyChecker
+    from osmotic.components.nearest_voter import NearestVoter
+    from osmotic.components.rationale_decoder import RationaleDecoder
+    from osmotic.components.rationale_filter import RationaleFilter
+    from osmotic.components.synthetic_filter import SyntheticFilter
+    from osmotic.components.teacher_augmenter import TeacherAugmenter
+    from osmotic.components.teacher_generator import TeacherGenerator
+    from osmotic.components.text_synthesizer import TextSynthesizer
+
+    return (
         TeacherGenerator,
         TeacherAugmenter,
         ClusterJudge,
         RationaleDecoder,
         RationaleFilter,
-        RecordUniter,
-        RecordJoiner,
+        TextSynthesizer,
+        SyntheticFilter,
+        CopyChecker,
+        CandidateEvolver,
+        NearestVoter,
+    )
+
+
+def _training() -> Found:
+    """Trainers, and one model of several."""
+    from osmotic.components.aggregator import Aggregator
+    from osmotic.components.dp_generator import DpGenerator
+    from osmotic.components.dp_task_trainer import DpTaskTrainer
+    from osmotic.components.student_trainer import StudentTrainer
+    from osmotic.components.task_trainer import TaskTrainer
+
+    return (
         StudentTrainer,
         TaskTrainer,
         DpTaskTrainer,
         DpGenerator,
-        TextSynthesizer,
-        SyntheticFilter,
-        CopyChecker,
         Aggregator,
+    )
+
+
+def _measuring() -> Found:
+    """Scores, and attacks on what was released or trained."""
+    from osmotic.components.bayes_attacker import BayesAttacker
+    from osmotic.components.evaluator import Evaluator
+    from osmotic.components.inversion_attacker import InversionAttacker
+    from osmotic.components.masked_attacker import MaskedAttacker
+    from osmotic.components.mechanism_auditor import MechanismAuditor
+    from osmotic.components.membership_attack import MembershipAttack
+    from osmotic.components.text_evaluator import TextEvaluator
+
+    return (
         Evaluator,
+        TextEvaluator,
         BayesAttacker,
         InversionAttacker,
         MaskedAttacker,
         MechanismAuditor,
         MembershipAttack,
-        CandidateEvolver,
-        NearestVoter,
-        TextEvaluator,
     )
