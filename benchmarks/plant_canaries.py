@@ -14,17 +14,16 @@ import argparse
 import json
 import random
 from pathlib import Path
-from typing import Any
 
-Row = dict[str, Any]
+from osmotic.components.canaries import Pattern, Row
+
 PATTERN = "My order number is {code}, please look into it."
 
 
 def canaries(rows: list[Row], field: str, pattern: str, count: int, rng: random.Random) -> list[Row]:
     """`count` records whose field says the pattern with codes that differ, ids ``c0``, ``c1``..."""
-    codes = rng.sample(range(10**6), count)
-    texts = [pattern.replace("{code}", " ".join(f"{code:06d}")) for code in codes]
-    return [{**rng.choice(rows), "id": f"c{i}", field: text} for i, text in enumerate(texts)]
+    made = Pattern({field: pattern.replace("{code}", "{{ suffix }}")}, {}).made(rows, count, rng)
+    return [{**row, "id": f"c{i}"} for i, row in enumerate(made)]
 
 
 def plant(

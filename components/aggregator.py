@@ -69,7 +69,7 @@ class AggregatorConfig(Config):
     adapters: Literal["factors", "product", "frozen-a"] = Field(
         "factors",
         description="Of LoRA weights: A and B each by itself; the products B A, back to their rank (plain only); "
-        "B alone, where A is equal everywhere (exact).",
+        "B alone, where A is equal everywhere, or in no upload (the model's lora.freeze_a): exact.",
     )
     trim: float = Field(0.1, ge=0, lt=0.5, strict=False, description="trimmed-mean: share cut at each end, rounded up.")
     krum: KrumConfig = Field(default_factory=KrumConfig)
@@ -139,14 +139,13 @@ class Aggregator(Component[AggregatorConfig]):
         """The trainable weights of the model that `start` names, as it is."""
         if self.config.start is None:
             return None
-        from osmotic.components.training.engines import read_out
+        from osmotic.components.training.engines import layout_of, read_out
 
         model = context.model(self.config.start)
         if not isinstance(model, Trainable):
             raise ComponentError(Problem(f"{self.config.start!r} cannot be trained here", path="start", fix="a local model"))
         module, _ = model.trainable()
-        layout = "lora" if hasattr(module, "peft_config") else "full"
-        return Weights(read_out(module), {"base": str(getattr(model, "fingerprint", "")), "layout": layout})
+        return Weights(read_out(module), {"base": str(getattr(model, "fingerprint", "")), **layout_of(module)})
 
     def _roll(self, models: Gathered[Weights], previous: Weights | None) -> Roll:
         frozen = self.config.adapters == "frozen-a"
@@ -181,6 +180,9 @@ class Aggregator(Component[AggregatorConfig]):
         names = [name for name in _reference(roll).outline if "lora_" in name]
         if not any(LORA_B in name for name in names):
             raise ComponentError(Problem("the weights have no adapters", path="adapters", fix="adapters: factors"))
+        if not any(LORA_A in name for name in names) and "frozen" not in _reference(roll).meta:
+            what, why = "the weights have B alone and do not say beside which A", "the A of one may be another's"
+            raise ComponentError(Problem(what, path="adapters", why=why, fix="train a model with 'lora: {freeze_a: true}'"))
         other = sorted(name for name in names if LORA_A not in name and LORA_B not in name)
         if other:
             what, why = f"{other[0]!r} is neither lora_A nor lora_B", "with it, the mean of B is not the mean of the adapters"

@@ -13,7 +13,7 @@ Found = tuple[type[Component[Any]], ...]
 @hookimpl
 def register_components() -> Iterable[type[Component[Any]]]:
     """Everything that ships."""
-    return (*_data(), *_teaching(), *_training(), *_measuring())
+    return (*_data(), *_teaching(), *_prompting(), *_instructing(), *_training(), *_measuring())
 
 
 def _data() -> Found:
@@ -64,8 +64,38 @@ def _teaching() -> Found:
     )
 
 
+def _instructing() -> Found:
+    """Synthetic instructions and responses: written, filtered, selected."""
+    from osmotic.components.ifs_selector import IfsSelector
+    from osmotic.components.instruction_filter import InstructionFilter
+    from osmotic.components.instruction_synthesizer import InstructionSynthesizer
+    from osmotic.components.response_synthesizer import ResponseSynthesizer
+
+    return (
+        InstructionSynthesizer,
+        ResponseSynthesizer,
+        InstructionFilter,
+        IfsSelector,
+    )
+
+
+def _prompting() -> Found:
+    """Prompts of black-box models: tuned, put together, voted on."""
+    from osmotic.components.bdpl_decoder import BdplDecoder
+    from osmotic.components.bdpl_tuner import BdplTuner
+    from osmotic.components.phrase_miner import PhraseMiner
+    from osmotic.components.prompt_aggregator import PromptAggregator
+    from osmotic.components.prompt_answerer import PromptAnswerer
+    from osmotic.components.prompt_proposer import PromptProposer
+    from osmotic.components.prompt_tuner import PromptTuner
+    from osmotic.components.prompt_voter import PromptVoter
+
+    return (PromptTuner, PromptAggregator, PromptProposer, PromptAnswerer, PromptVoter, PhraseMiner, BdplTuner, BdplDecoder)
+
+
 def _training() -> Found:
     """Trainers, and one model of several."""
+    from osmotic.components.adapter_mixer import AdapterMixer
     from osmotic.components.aggregator import Aggregator
     from osmotic.components.dp_generator import DpGenerator
     from osmotic.components.dp_task_trainer import DpTaskTrainer
@@ -77,6 +107,7 @@ def _training() -> Found:
         TaskTrainer,
         DpTaskTrainer,
         DpGenerator,
+        AdapterMixer,
         Aggregator,
     )
 
@@ -84,7 +115,9 @@ def _training() -> Found:
 def _measuring() -> Found:
     """Scores, and attacks on what was released or trained."""
     from osmotic.components.bayes_attacker import BayesAttacker
+    from osmotic.components.canary_planter import CanaryPlanter
     from osmotic.components.evaluator import Evaluator
+    from osmotic.components.extraction_attack import ExtractionAttack
     from osmotic.components.inversion_attacker import InversionAttacker
     from osmotic.components.masked_attacker import MaskedAttacker
     from osmotic.components.mechanism_auditor import MechanismAuditor
@@ -99,4 +132,6 @@ def _measuring() -> Found:
         MaskedAttacker,
         MechanismAuditor,
         MembershipAttack,
+        ExtractionAttack,
+        CanaryPlanter,
     )

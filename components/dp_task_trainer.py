@@ -105,7 +105,7 @@ class DpTaskTrainer(Component[DpTaskTrainerConfig]):
         config = plain(self.config)
         if augmented is None or not len(augmented) or self.config.before is None:
             return None
-        need_slots(augmented, setup.texts(), config.label_field, "augmented records")
+        need_slots(augmented, setup.texts(), setup.label_field, "augmented records")
         examples = [e for e in setup.labelled.examples(augmented.rows, AUGMENTED) if e is not None]
         if not examples:
             raise ComponentError(Problem("no augmented record has a label on the list", path="before", fix="before: null"))

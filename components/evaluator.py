@@ -3,8 +3,9 @@
 
 Answers and gold labels are compared after folding case and white space (`accuracy`) or as written (`exact`). Every record
 counts: an answer that cannot be parsed is wrong, and counted as unparsed. Generated answers and scores are written down as they
-come: a run that was killed does not ask again. Mode `head` is for weights that task_trainer gave a head of classes. Guarantee:
-none. Scores on private records are themselves a release of them.
+come: a run that was killed does not ask again. Mode `head` is for weights that task_trainer gave a head of classes. With the
+input `prompt` (a tuned prompt) the two prompts may have the slot ``{{ prompt }}``: that prompt, filled in for the record.
+Guarantee: none. Scores on private records are themselves a release of them.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from pydantic import AfterValidator, Field
 
 from osmotic.components import metrics as score
 from osmotic.components.metrics import named, normal, parse
+from osmotic.components.prompting.prompts import Prompt
 from osmotic.components.scoring import likeliest, scored
 from osmotic.components.templates import check_slots, compile_template, slots
 from osmotic.components.training.heads import META, HeadModel
@@ -40,6 +42,8 @@ Mode = Literal["label", "rationale", "choice", "head"]
 Metric = Literal["accuracy", "exact", "macro_f1", "rouge_l", "perplexity"]
 Choices = list[list[str]] | None  # of each record
 TEMPLATES = ("label_prompt", "label_target", "rationale_prompt", "rationale_target")
+PROMPT = "prompt"  # the slot of a prompt that comes as an input
+PROMPTS = ("label_prompt", "rationale_prompt")  # the templates that may have it
 
 
 def _one_group(pattern: str) -> str:
@@ -57,9 +61,9 @@ class EvaluatorConfig(Config):
     """What is asked, and how an answer is read and scored."""
 
     model: ModelName
-    label_prompt: str = Field(description="Jinja2 over the record's fields.")
+    label_prompt: str = Field(description="Jinja2 over the record's fields; {{ prompt }}: the input of that name.")
     label_target: str = Field(description="Jinja2 over the record's fields: the gold label.")
-    rationale_prompt: str | None = Field(None, description="Jinja2 over the record's fields; for mode 'rationale'.")
+    rationale_prompt: str | None = Field(None, description="The same; for mode 'rationale'.")
     rationale_target: str | None = Field(
         None, description="Jinja2 over the record's fields: a reference, for rouge_l and perplexity of rationales."
     )
@@ -111,13 +115,16 @@ class Evaluator(Component[EvaluatorConfig]):
         texts = {key: getattr(config, key) for key in TEMPLATES}
         texts |= {f"choices.{i}": text for i, text in enumerate(config.choices or ())}
         for key, text in texts.items():
-            found += check_slots(text, schema.fields, key) if text is not None else []
+            known = [*schema.fields, PROMPT] if key in PROMPTS else [*schema.fields]
+            found += check_slots(text, known, key) if text is not None else []
         wrong = any(text.startswith("label_target:") for text in found)
         if "choice" in config.modes and config.choices is None and not wrong and not _domain(config, schema):
             found.append("choices: needed for the mode 'choice', as label_target is not one field with a domain")
         return found
 
-    def run(self, context: Context, records: Records, weights: Weights | None = None) -> Outputs:
+    def run(
+        self, context: Context, records: Records, weights: Weights | None = None, prompt: Document | None = None
+    ) -> Outputs:
         """Metrics ``METRIC_MODE`` for each mode, ``unparsed_MODE`` (a share) and ``records``.
 
         Document ``confusion``: mode -> ``labels`` and ``counts`` [gold][answer], the last column for answers that are no label.
@@ -130,6 +137,7 @@ class Evaluator(Component[EvaluatorConfig]):
             raise ComponentError(Problem("there are no records to evaluate on"))
         for metric in score.LIBRARIES.keys() & set(config.metrics):
             score.library(metric)
+        records = self._prompted(records, prompt)
         gold = _rendered(records, config.label_target, "label_target")
         if "head" in config.modes:
             return self._outputs(self._headed(context, records, weights, gold))
@@ -152,6 +160,28 @@ class Evaluator(Component[EvaluatorConfig]):
         if "perplexity" in config.metrics:
             self._perplexity(context, model, records, sheet)
         return self._outputs(sheet)
+
+    def _prompted(self, records: Records, prompt: Document | None) -> Records:
+        """The records with the prompt filled in for each as the field `prompt`; as they are where no prompt came.
+
+        Raises ComponentError for a slot without the input, the input without a slot, and records that have such a field.
+        """
+        templates = {key: text for key in PROMPTS if (text := getattr(self.config, key)) is not None}
+        used = [key for key, text in templates.items() if PROMPT in slots(text, key)]
+        own = PROMPT in records.columns
+        if prompt is None:
+            if used and not own:
+                what, fix = "the slot {{ prompt }} has no prompt to show", "connect the input 'prompt'"
+                raise ComponentError(Problem(what, path=used[0], fix=fix))
+            return records
+        if own:
+            why = "the records have a field of that name"
+            raise ComponentError(Problem("the input 'prompt' cannot be told apart", path="prompt", why=why, fix="rename it"))
+        if not used:
+            fix = "write {{ prompt }} into label_prompt"
+            raise ComponentError(Problem("the input 'prompt' is used by no template", path="label_prompt", fix=fix))
+        shown = _rendered(records, Prompt.of_json(prompt.data).template, "prompt.template")
+        return Records([{**row, PROMPT: text} for row, text in zip(records, shown, strict=True)])
 
     def _outputs(self, sheet: "_Sheet") -> Outputs:
         metrics = Metrics({**sheet.values, "records": float(sheet.records)}, sheet.outcomes, sheet.notes)

@@ -8,7 +8,7 @@ high. Exposure (Carlini et al. 2019, "The secret sharer"): log2(number of contro
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 RATES = {"tpr_at_1": 0.01, "tpr_at_10": 0.10}  # metric -> false positive rate
 NAMES = ("auc", *RATES, "gap", "advantage")
+Measured = Callable[["np.ndarray", "np.ndarray"], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -49,20 +50,23 @@ def measures(members: "np.ndarray", others: "np.ndarray") -> dict[str, float]:
     return found
 
 
-def bootstrap(members: "np.ndarray", others: "np.ndarray", draws: int, seed: int) -> dict[str, Interval]:
+def bootstrap(
+    members: "np.ndarray", others: "np.ndarray", draws: int, seed: int, measured: Measured = measures
+) -> dict[str, Interval]:
     """`measures` with percentile intervals over `draws` samples of members and of others, each with replacement.
 
-    The advantage is a maximum over thresholds: on few records it and its interval lie above the truth.
+    measured: what is measured instead; members and others may then have columns, [n, c] and [m, c]. The advantage is a maximum
+    over thresholds: on few records it and its interval lie above the truth.
     """
     import numpy as np
 
     rng = np.random.Generator(np.random.PCG64(seed))
-    values, rows = measures(members, others), list[dict[str, float]]()
+    values, rows = measured(members, others), list[dict[str, float]]()
     for _ in range(draws):
         again = (one[rng.integers(len(one), size=len(one))] for one in (members, others))
-        rows.append(measures(*again))
-    limits = {name: np.quantile([row[name] for row in rows], (0.025, 0.975)).tolist() for name in NAMES}
-    return {name: Interval(values[name], *limits[name]) for name in NAMES}
+        rows.append(measured(*again))
+    limits = {name: np.quantile([row[name] for row in rows], (0.025, 0.975)).tolist() for name in values}
+    return {name: Interval(values[name], *limits[name]) for name in values}
 
 
 def exposures(canaries: "np.ndarray", controls: "np.ndarray") -> list[float]:
@@ -98,8 +102,8 @@ def told(found: dict[str, Interval]) -> dict[str, Any]:
     return {name: asdict(interval) for name, interval in found.items()}
 
 
-def as_array(scores: Sequence[float]) -> "np.ndarray":
-    """float64 [n]."""
+def as_array(scores: Sequence[float] | Sequence[Sequence[float]]) -> "np.ndarray":
+    """float64 [n], or [n, c] of rows."""
     import numpy as np
 
     return np.asarray(scores, dtype=np.float64)

@@ -82,12 +82,21 @@ def rouge_l(references: Sequence[str], texts: Sequence[str]) -> list[float]:
     return [float(scorer.score(a, b)["rougeL"].fmeasure) for a, b in zip(references, texts, strict=True)]
 
 
+def tokens(text: str) -> list[str]:
+    """The words that ROUGE-L compares: runs of letters and digits, lower case.
+
+    >>> tokens("Tea-time: 4 pm!")
+    ['tea', 'time', '4', 'pm']
+    """
+    return _TOKEN.findall(unicodedata.normalize("NFC", text.lower()))
+
+
 class _Words:
     """The tokenizer of rouge-score, for every script: on ASCII text it gives the same."""
 
     def tokenize(self, text: str) -> list[str]:
-        """Runs of letters and digits, lower case."""
-        return _TOKEN.findall(unicodedata.normalize("NFC", text.lower()))
+        """See `tokens`."""
+        return tokens(text)
 
 
 def perplexity(scores: Sequence[tuple[float, int]]) -> tuple[float | None, list[float]]:

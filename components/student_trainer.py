@@ -95,7 +95,7 @@ class StudentTrainer(Component[StudentTrainerConfig]):
         """Train; see the module. `rationales`: rows of ``id`` (the record's own) and ``rationale``. `init`: where to start."""
         model, module, tokenizer, base = trainable_of(context, self.config.model)
         if init is not None:
-            check_base(init, base)
+            check_base(init, base, layout_of(module))
             put_in(trained(module), init)
         held = held_out_of(context, self.config.held_out, len(records))
         joined = self._join(context, records, rationales, held)

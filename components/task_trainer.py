@@ -3,7 +3,8 @@
 
 mode `head`: a linear head of classes on a decoder-only model's state of the last token (or the mean of all), trained together
 with the model or its adapters; loss: cross entropy of the class. mode `generation`: the model writes the target after the
-prompt; loss: cross entropy of the target's tokens. Both with label smoothing where asked for.
+prompt; loss: cross entropy of the target's tokens. Both with label smoothing where asked for. With a `target` of its own, as
+for instructions and their responses, generation needs no label: neither the schema nor any row must have one.
 
 The two inputs are mixed by `mixing`. `examples`: one pool, from which every example comes equally often; the loss of a step is
 the mean over its target tokens (of a head: examples), each weighted by own_weight or augmented_weight. `share`: of each batch
@@ -44,7 +45,7 @@ from osmotic.components.training.losses import kind_of
 from osmotic.components.training.mixing import AUGMENTED, OWN, PoolFeed, ShareFeed, Sources
 from osmotic.components.training.parts import Example, Feed, Step
 from osmotic.plugins.contract import Component, Context, Document, Out, Outputs, Records, Weights
-from osmotic.schemas.errors import ComponentError, Problem
+from osmotic.schemas.errors import ComponentError, ConfigError, Problem, RefusedError
 from osmotic.schemas.records import RecordSchema
 
 CHECKPOINT_SECONDS = 30.0
@@ -126,7 +127,7 @@ class TaskTrainer(Component[TaskTrainerConfig]):
         config, found = self.config, dict[str, list[Example | None]]()
         for name, rows, weight in ((OWN, records, config.own_weight), (AUGMENTED, augmented, config.augmented_weight)):
             if rows is not None and len(rows) and weight > 0:
-                need_slots(rows, setup.texts(), config.label_field, f"{name} records")
+                need_slots(rows, setup.texts(), setup.label_field, f"{name} records")
                 found[name] = setup.labelled.examples(rows.rows, name)
         usable = {name: [e for e in examples if e is not None] for name, examples in found.items()}
         usable = {name: examples for name, examples in usable.items() if examples}
@@ -163,14 +164,15 @@ class Setup:
     def of(cls, context: Context, config: TaskTrainerConfig, init: Weights | None, packing: bool = True) -> "Setup":
         """Load the model and start from `init`. packing: False for forwards that need one row an example."""
         model, module, tokenizer, base = trainable_of(context, config.model)
-        if init is not None:
-            check_base(init, base)
         layout, encoder = layout_of(module), encoder_of(model, module, tokenizer, config)
+        if init is not None:
+            check_base(init, base, layout)
         prompt, wanted = compile_template(config.prompt, "prompt"), config.packing if packing else "padded"
         if config.mode == "generation":
             if init is not None:
                 put_in(trained(module), init)
-            labels = labels_of(context.schema() if config.labels is None else None, config.label_field, config.labels)
+            schema = _schema(context, config) if config.labels is None else None
+            labels = labels_of(schema, config.label_field, config.labels)
             labelled = Labelled(config.label_field, labels, encoder, prompt, compile_template(target_of(config), "target"))
             return cls(config, model, module, kind_of(module, wanted), base, layout, labelled)
         labels = need_labels(context, config.label_field, config.labels)
@@ -179,6 +181,11 @@ class Setup:
             start_from(head, init, labels)
         texts = HeadEncoder(encoder.encode_prompts, tokenizer.bos_token_id, encoder.limit, rows_of(module), config.truncate)
         return cls(config, model, head, kind, base, layout, Labelled(config.label_field, labels, texts, prompt))
+
+    @property
+    def label_field(self) -> str | None:
+        """The column that says which records take part and, of a head, their class; None where no label matters."""
+        return self.config.label_field if self.labelled.labels else None
 
     def texts(self) -> list[str]:
         """The templates that rows are put into."""
@@ -207,6 +214,16 @@ class Setup:
         return notes
 
 
+def _schema(context: Context, config: TaskTrainerConfig) -> RecordSchema | None:
+    """The data set's; None where the task descends from none, as with rows that a model made of nothing, and needs no label."""
+    try:
+        return context.schema()
+    except (ConfigError, RefusedError):
+        if config.target is None:
+            raise
+        return None
+
+
 def target_of(config: TaskTrainerConfig) -> str:
     """The template of what is written: as given, else the label."""
     return config.target if config.target is not None else f"{{{{ {config.label_field} }}}}"
@@ -227,7 +244,10 @@ def task_problems(config: TaskTrainerConfig, schema: RecordSchema | None) -> lis
     for key, text in (("prompt", config.prompt), ("target", config.target)):
         found += check_slots(text, schema.fields, key) if text is not None else []
     if config.label_field not in schema.fields:
-        found.append(f"label_field: the records have no field {config.label_field!r}; known: {', '.join(schema.fields)}")
+        if config.mode == "head" or config.target is None or config.labels is not None:
+            more = "; or give 'target', and no 'labels': then no label is needed" if config.mode == "generation" else ""
+            known = ", ".join(schema.fields)
+            found.append(f"label_field: the records have no field {config.label_field!r}; known: {known}{more}")
     elif config.mode == "head" and not labels_of(schema, config.label_field, config.labels):
         found.append(f"labels: {config.label_field!r} has no domain, so list the labels")
     return found

@@ -37,6 +37,7 @@ def register_mechanisms() -> Iterable[type[Mechanism[Any]] | type[DocumentMechan
 @hookimpl
 def register_models() -> Iterable[type[ModelPlugin[Any]]]:
     """Models from local directories, the real small one that a registry package ships, and a server's."""
+    from osmotic.plugins.models.causal_fill import CausalFill, SmolLm2Fill
     from osmotic.plugins.models.embedding import EmbedderModel, MiniLmModel
     from osmotic.plugins.models.masked import TransformersMasked
     from osmotic.plugins.models.openai import OpenAiModel
@@ -44,7 +45,10 @@ def register_models() -> Iterable[type[ModelPlugin[Any]]]:
     from osmotic.plugins.models.transformers import TransformersModel
     from osmotic.plugins.models.vllm import VllmModel
 
-    return (TransformersModel, SmolLm2, VllmModel, TransformersMasked, OpenAiModel, EmbedderModel, MiniLmModel)
+    return (
+        TransformersModel, SmolLm2, VllmModel, TransformersMasked, CausalFill, SmolLm2Fill, OpenAiModel, EmbedderModel,
+        MiniLmModel,
+    )  # fmt: skip
 
 
 @hookimpl

@@ -13,11 +13,11 @@ from osmotic.runtime.charging import by_kind, cap_of, check_cap, in_words
 from osmotic.runtime.checks import Configs, build_model, datasets_of, model_fields, releases
 from osmotic.runtime.composition import ClientEvents, RecordEvents
 from osmotic.runtime.endpoints import address_of
-from osmotic.runtime.graph import Graph, Instance
+from osmotic.runtime.graph import Edge, Graph, Instance
 from osmotic.runtime.histograms import event_of
 from osmotic.runtime.noisy_sums import check_plan
 from osmotic.schemas.errors import ConfigError, Problem, RefusedError
-from osmotic.schemas.noise import ClientNoise, CountNoise
+from osmotic.schemas.noise import ClientNoise, CountNoise, VoteNoise
 from osmotic.schemas.source import did_you_mean
 
 if TYPE_CHECKING:
@@ -180,6 +180,7 @@ def _mixed(site: "Site", graph: Graph, configs: Configs) -> list[Problem]:
     problems = []
     for instance in asking:
         private = [edge for edge in instance.edges() if not edge.crossing and labels[(edge.producer, edge.port)].of("raw")]
+        private = [edge for edge in private if not own_rows(graph, configs, instance, edge)]
         if len(private) > 1 and releases(graph.nodes[instance.node]):
             path = (*graph.nodes[instance.node].path, "inputs")
             named = ", ".join(sorted({f"{edge.producer.partition('@')[0]}.{edge.port}" for edge in private}))
@@ -187,6 +188,30 @@ def _mixed(site: "Site", graph: Graph, configs: Configs) -> list[Problem]:
             fix = "connect released or public artifacts to the other inputs"
             problems.append(Problem(what, graph.loaded.source.where(path), ".".join(map(str, path)), why, fix))
     return problems
+
+
+def own_rows(graph: Graph, configs: Configs, instance: Instance, edge: Edge) -> bool:
+    """Whether a private input of a task that counts votes has rows of one record each: a vote that reads its own record's rows
+    depends on no other record. The same is asked of whatever a feedback bit depends on; a data set is an input of its own.
+    """
+    asked = record_asks.noise_in(configs.of(instance))
+    if asked is None or not isinstance(asked[1], VoteNoise) or edge.crossing:
+        return False
+    waiting, seen = [edge], set[tuple[str, str]]()
+    while waiting:
+        one = waiting.pop()
+        before = graph.instances[one.producer]
+        node = graph.nodes[before.node]
+        label = node.component.outputs[one.port].label
+        if label == "source" and one is edge:
+            return False
+        if one.crossing or label != "join" or (one.producer, one.port) in seen:
+            continue  # from elsewhere, or released: the same for every record
+        if node.component.mixes(configs.of(before)):
+            return False
+        seen.add((one.producer, one.port))
+        waiting += before.edges()
+    return True
 
 
 def _check_counts(site: "Site", dataset: str, noise: CountNoise) -> None:

@@ -5,7 +5,7 @@ templates against record schemas, and each party's own policy. All problems come
 
 import json
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -16,6 +16,7 @@ from osmotic.plugins.host import Registry
 from osmotic.runtime.data import Datasets
 from osmotic.runtime.graph import Cell, Graph, Instance, Node
 from osmotic.runtime.nodes import word
+from osmotic.schemas.artifacts import Records
 from osmotic.schemas.errors import ConfigError, OsmoticError, Problem
 from osmotic.schemas.messages import fingerprint
 from osmotic.schemas.policy import SitePolicy
@@ -253,9 +254,14 @@ def _binding(graph: Graph, node: Node, dataset: str, party: str, policy: SitePol
 def _schemas(
     graph: Graph, configs: Configs, instance: Instance, datasets: Datasets, problems: list[Problem]
 ) -> list[RecordSchema | None]:
-    """Schemas of the data sets of this party that the instance descends from; [None] when there are none."""
+    """Schemas of the data sets of this party that the instance's records descend from; [None] when there are none.
+
+    What templates are put over are records: where weights or a document came from says nothing of their fields.
+    """
     found: list[RecordSchema | None] = []
-    for name in datasets_of(graph, configs, instance):
+    ports = graph.nodes[instance.node].ports
+    tables = [edge.producer for edge in instance.edges() if ports[edge.name.rpartition(".")[2]].kind is Records]
+    for name in datasets_of(graph, configs, instance, tables):
         try:
             found += [datasets.schema(name)] if datasets.has(name) else []
         except OsmoticError as error:
@@ -263,10 +269,13 @@ def _schemas(
     return found or [None]
 
 
-def datasets_of(graph: Graph, configs: Configs, instance: Instance) -> list[str]:
-    """Names of the data sets that an instance descends from, nearest first, at any party; first those whose schema it names."""
+def datasets_of(graph: Graph, configs: Configs, instance: Instance, through: Sequence[str] = ()) -> list[str]:
+    """Names of the data sets that an instance descends from, nearest first, at any party; first those whose schema it names.
+
+    through: instances that feed it, to follow these alone.
+    """
     names: list[str] = []
-    todo, seen = deque([instance.id]), {instance.id}
+    todo, seen = deque(through or [instance.id]), set(through or [instance.id])
     names += [name for _, name in schema_names(configs.of(instance))]
     while todo:
         current = graph.instances[todo.popleft()]

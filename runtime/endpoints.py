@@ -6,6 +6,7 @@ checked against the label of everything that the task has seen, and written to t
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -13,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from osmotic.plugins.contract import Answer, Generation, config_type
 from osmotic.plugins.host import Registry
+from osmotic.runtime.answers import Answers
 from osmotic.runtime.checks import build_model, model_keys
 from osmotic.runtime.graph import Graph, Instance
-from osmotic.runtime.ports import record_call, travelling
+from osmotic.runtime.ports import CHOICE, MEND, SLICE, note_known, record_call, travelling
 from osmotic.runtime.rules import check_entries
 from osmotic.schemas.addresses import Address
 from osmotic.schemas.artifacts import canonical
-from osmotic.schemas.errors import ConfigError, MembraneError, Problem
+from osmotic.schemas.errors import ComponentError, ConfigError, MembraneError, Problem
 from osmotic.schemas.labels import Label
 from osmotic.schemas.policy import Remote, SitePolicy
 
@@ -133,6 +135,27 @@ def planned(
         yield Call(instance.id, name, sender, addresses[name], label), key, why
 
 
+def untrusted(
+    graph: Graph, addresses: Mapping[str, Address], instance: Instance, seen: Label, policies: Mapping[str, SitePolicy]
+) -> Iterator[tuple[str, str, str]]:
+    """(configuration key, party that has the model, why) of calls of models that run at a party which may not see the data."""
+    policy = policies.get(instance.party)
+    if policy is None or not seen.of("raw"):
+        return
+    node = graph.nodes[instance.node]
+    config, model = graph.config_of(node, instance.cell), config_type(node.component)
+    for key in model_keys(model):
+        name = config.get(key, model.model_fields[key].default)
+        spec = graph.pipeline.models.get(name) if isinstance(name, str) else None
+        if spec is None or name in addresses or spec.at == graph.role_of[instance.party]:
+            continue
+        server = graph.pipeline.parties[spec.at][0]
+        if server not in policy.endpoints:
+            names = ", ".join(sorted({entry.ref for entry in seen.of("raw")}))
+            why = f"private data of {instance.party} ({names}) would go to {server} with calls of the model {name!r}"
+            yield key, server, why
+
+
 def _without_raw(label: Label, owner: str) -> Label:
     return Label(frozenset(e for e in label.entries if e.owner != owner or e.source != "raw"))
 
@@ -145,11 +168,19 @@ class LackingError(ConfigError, AttributeError):
 
 
 class EndpointModel:
-    """Stands before a model that asks a server. Has `generate` and `stream`; weights never come this way."""
+    """Stands before a model that asks a server. Has `generate` and `stream`; weights never come this way.
 
-    def __init__(self, site: "Site", task: str, name: str, model: Any, address: Address, label: Callable[[], Label]) -> None:
+    What a task of this party asked before, the model's answer to it is given again, to any task that may ask. kept: where those
+    answers are; a peer's stay with the peer, since how long an answer takes would tell another one what was asked before.
+    """
+
+    def __init__(
+        self, site: "Site", task: str, name: str, model: Any, address: Address, label: Callable[[], Label],
+        kept: Answers | None = None,
+    ) -> None:  # fmt: skip
         self._site, self._task, self._name = site, task, name
         self._model, self._address, self._label = model, address, label
+        self._kept = kept or Answers(site.ledger, None)
 
     def __getattr__(self, attribute: str) -> Any:
         if attribute == "log_likelihood" and hasattr(self._model, attribute):
@@ -163,16 +194,18 @@ class EndpointModel:
         if not prompts:
             return []
         prompts = tuple(prompts)
-        header, _ = self._cross("generate", _items(prompts, how))
-        answers: list[Answer] = self._model.generate(prompts, how)
-        noted = _Came()
-        for index, answer in enumerate(answers):
-            noted.add(index, answer)
-        self._note(header, noted)
-        return answers
+        with self._call("generate", _items(prompts, how)) as call:
+            answers = {place: Answer(**value) for place, value in call.asked.found}
+            if call.asked.keys:
+                call.go()
+                made: list[Answer] = self._model.generate(*_part(prompts, how, call.asked.first))
+                if len(made) != len(call.asked.keys):
+                    raise _miscounted(self._name, len(call.asked.keys), len(made))
+                answers.update(call.came(list(enumerate(made))))
+        return [answers[i] for i in range(len(prompts))]
 
     def stream(self, prompts: Sequence[str], how: Generation) -> Iterator[tuple[int, Answer]]:
-        """(index, answer) as they come, each once. Checked and written down when the first one is asked for."""
+        """(index, answer) as they come, known ones first, each once. Checked and written down when the first is asked for."""
         with closing(self.batches(prompts, how)) as batches:
             for batch in batches:
                 yield from batch
@@ -182,32 +215,26 @@ class EndpointModel:
         if not prompts:
             return
         prompts = tuple(prompts)  # what was checked and written down is what goes, whatever becomes of the caller's list
-        header, _ = self._cross("generate", _items(prompts, how))
-        noted, inner = _Came(), self._arriving(prompts, how)
-        try:
-            for batch in inner:
-                for index, answer in batch:
-                    noted.add(index, answer)
-                yield batch
-        finally:
-            if hasattr(inner, "close"):
-                inner.close()
-            self._note(header, noted)
+        with self._call("generate", _items(prompts, how)) as call:
+            found = call.asked.found
+            for start in range(0, len(found), SLICE):
+                yield [(place, Answer(**value)) for place, value in found[start : start + SLICE]]
+            if call.asked.keys:
+                call.go()
+                with closing(self._arriving(*_part(prompts, how, call.asked.first))) as inner:
+                    for batch in inner:
+                        yield call.came(batch)
 
-    def _arriving(self, prompts: Sequence[str], how: Generation) -> Iterator[list[tuple[int, Answer]]]:
-        if hasattr(self._model, "batches"):
-            found: Iterator[list[tuple[int, Answer]]] = self._model.batches(prompts, how)
-            return found
-        return self._one_by_one(prompts, how)
-
-    def _one_by_one(self, prompts: Sequence[str], how: Generation) -> Iterator[list[tuple[int, Answer]]]:
-        if not hasattr(self._model, "stream"):
-            yield list(enumerate(self._model.generate(prompts, how)))
+    def _arriving(self, prompts: Sequence[str], how: Generation) -> Generator[list[tuple[int, Answer]], None, None]:
+        model = self._model
+        if not hasattr(model, "batches") and not hasattr(model, "stream"):
+            yield list(enumerate(model.generate(prompts, how)))
             return
-        inner = self._model.stream(prompts, how)
+        together = hasattr(model, "batches")
+        inner = model.batches(prompts, how) if together else model.stream(prompts, how)
         try:
             for one in inner:
-                yield [one]
+                yield one if together else [one]
         finally:
             if hasattr(inner, "close"):
                 inner.close()
@@ -216,30 +243,89 @@ class EndpointModel:
         if not pairs:
             return []
         pairs = tuple(pairs)
-        self._cross("log_likelihood", [list(pair) for pair in pairs])
-        found: list[tuple[float, int]] = self._model.log_likelihood(pairs)
-        return found
+        with self._call("log_likelihood", [list(pair) for pair in pairs]) as call:
+            scores = {place: (float(value[0]), int(value[1])) for place, value in call.asked.found}
+            if call.asked.keys:
+                call.go()
+                made: list[tuple[float, int]] = self._model.log_likelihood([pairs[i] for i in call.asked.first])
+                if len(made) != len(call.asked.keys):
+                    raise _miscounted(self._name, len(call.asked.keys), len(made))
+                scores.update((i, score) for several, score in zip(call.asked.places, made, strict=True) for i in several)
+                pairs_made = zip(call.asked.keys, made, strict=True)
+                self._kept.keep({key: list(score) for key, score in pairs_made if math.isfinite(score[0])})
+        return [scores[i] for i in range(len(pairs))]
 
-    def _cross(self, method: str, items: list[Any]) -> tuple[dict[str, Any], Label]:
-        """Check and record a call; raises MembraneError before anything leaves."""
+    def _call(self, method: str, items: list[Any]) -> "_Call":
+        """A call that is allowed; raises MembraneError before anything is found or leaves."""
         site, origin, seen = self._site, self._address.origin, self._label()
         label, why = crossing(site.party, site.policy, self._address, self._name, seen)
         if why:
             what = f"{self._task}: a call of the model {self._name!r} may not go to {origin}"
-            fix = "sanitize first, or say what it may see under 'remote' in this site's policy"
-            raise MembraneError(Problem(what, why=why, fix=fix))
+            why = f"{why}; {CHOICE}" if seen.of("raw") else why
+            raise MembraneError(Problem(what, why=why, fix=f"{MEND}; what it may see stands under 'remote'"))
         check_entries(site, f"model {self._name}", origin, label)
         header = {"model": self._name, "method": method, "task": self._task, "label": label.to_json()}
-        record_call(site, header, canonical(items), label, site.party, origin, "out")
-        return header, label
+        return _Call(site, origin, header, label, items, self._kept)
 
-    def _note(self, header: dict[str, Any], came: "_Came") -> None:
+
+class _Call:
+    """One call of a server: what of it was answered before, what goes, what comes; in the transcript and in the account."""
+
+    def __init__(
+        self, site: "Site", origin: str, header: dict[str, Any], label: Label, items: list[Any], kept: Answers
+    ) -> None:  # fmt: skip
+        self._site, self._origin, self._header, self._label = site, origin, header, label
+        self._items, self._kept = items, kept
+        self._noted: _Came | None = None
+        self.asked = kept.sort(header["method"], items)
+
+    def __enter__(self) -> "_Call":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._noted is not None and self._header["method"] == "generate":
+            self._note(self._noted)
+        elif self._noted is None and self.asked.found:
+            note_known(self._site, self._header, canonical(self._items), self._label, self._origin)
+
+    def go(self) -> None:
+        """Write down what leaves now."""
+        asked = [self._items[i] for i in self.asked.first]
+        record_call(self._site, self._header, canonical(asked), self._label, self._site.party, self._origin, "out")
+        self._noted = _Came()
+
+    def came(self, batch: Sequence[tuple[int, Answer]]) -> list[tuple[int, Answer]]:
+        """Answers by the places of their questions; those that did not fail are kept."""
+        made, kept = [], {}
+        for index, answer in batch:
+            if not 0 <= index < len(self.asked.keys):
+                raise _miscounted(self._header["model"], len(self.asked.keys), index + 1)
+            if self._noted is not None:
+                self._noted.add(index, answer)
+            if not answer.problem:
+                kept[self.asked.keys[index]] = asdict(answer)
+            made += [(place, answer) for place in self.asked.places[index]]
+        self._kept.keep(kept)
+        return made
+
+    def _note(self, came: "_Came") -> None:
         """Write to the transcript what came back: its size and digest, as it arrived."""
+        header = self._header
         self._site.ledger.cross(
             edge=f"{header['task']}=>{header['model']}.{header['method']}", name=f"model {header['model']}",
-            sender=self._address.origin, receiver=self._site.party, direction="in", kind=ANSWER, digest=came.digest,
-            size=came.size, label=Label.from_json(header["label"]),
+            sender=self._origin, receiver=self._site.party, direction="in", kind=ANSWER, digest=came.digest,
+            size=came.size, label=self._label,
         )  # fmt: skip
+
+
+def _miscounted(name: str, asked: int, came: int) -> ComponentError:
+    return ComponentError(Problem(f"the model {name!r} was asked {asked} questions, and gave {came} answers"))
+
+
+def _part(prompts: Sequence[str], how: Generation, places: Sequence[int]) -> tuple[tuple[str, ...], Generation]:
+    """Some of the prompts, and how these are asked."""
+    seeds = tuple(how.of(i).seed for i in places) if how.seeds else ()
+    return tuple(prompts[i] for i in places), replace(how, seeds=seeds)
 
 
 ANSWER = "answer"  # a crossing whose sender keeps no transcript

@@ -12,11 +12,13 @@ from typing import Any
 from osmotic.plugins.contract import config_type
 from osmotic.runtime import demands, endpoints
 from osmotic.runtime.graph import Edge, Graph, Instance
+from osmotic.runtime.ports import CHOICE, MEND
 from osmotic.schemas.addresses import Address
 from osmotic.schemas.errors import Problem
 from osmotic.schemas.labels import PUBLIC, Label, Provenance, raw, released
 from osmotic.schemas.policy import SitePolicy, Waiver
 
+MADE = "whatever it says, it depends on all that went into it"
 WAYS = "ways to mend it: put dp_sanitizer before it; keep the task at the same role; or 'waive: REASON' (benchmark data only)"
 
 
@@ -62,10 +64,11 @@ def infer(graph: Graph, policies: Mapping[str, SitePolicy]) -> Flow:
                 label, why = known[kind] if kind in known else known.setdefault(kind, cross(graph, edge, label, policies))
                 flow.crossing[(instance.id, edge.producer, edge.port)] = label
                 if why:
-                    refused.setdefault((instance.node, f"{edge.name}\n{why}"), []).append(f"{edge.sender} -> {edge.receiver}")
+                    text = f"{edge.name}\n{why}\n{MADE if kind[0].of('raw') else ''}"
+                    refused.setdefault((instance.node, text), []).append(f"{edge.sender} -> {edge.receiver}")
             arrived.append(label)
         _outputs(graph, instance, Label.join(arrived), policies, flow)
-        if addresses:
+        if graph.pipeline.models:
             _calls(graph, addresses, instance, Label.join(arrived), policies, flow, refused)
     for (node, text), pairs in refused.items():
         flow.refusals.append(_refusal(graph, node, text, pairs))
@@ -85,7 +88,8 @@ def cross(graph: Graph, edge: Edge, label: Label, policies: Mapping[str, SitePol
         if owner != edge.sender:
             return label.exposed(owner, edge.name, everybody), f"raw data of {owner} at {edge.sender}"
         names = [e.ref for e in raw_entries(label, owner)]
-        observers, why = _grant(edge, names, policies[owner]) if owner in policies else _unknown(edge, everybody)
+        # an owner whose policy is not known here checks for itself: its data may be public
+        observers, why = _grant(edge, names, policies[owner]) if owner in policies else (everybody, "")
         if why:
             what = f"private data of {owner} ({', '.join(names)}) would cross: {why}"
             return label.exposed(owner, edge.name, everybody), what
@@ -97,11 +101,6 @@ def _grant(edge: Edge, datasets: list[str], policy: SitePolicy) -> tuple[tuple[s
     """(who may see it, why it is refused) by the owner's policy."""
     waiver, why = granted(policy, edge.name, edge.waive, datasets, edge.receiver)
     return (waiver.observers, "") if waiver else ((), why)
-
-
-def _unknown(edge: Edge, everybody: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
-    """The same for an owner whose policy is not known here: it checks for itself."""
-    return everybody, "" if edge.waive else "the plan asks for no waiver"
 
 
 def _unseen(edge: Edge, label: Label) -> str:
@@ -121,15 +120,17 @@ def _calls(
     graph: Graph, addresses: Mapping[str, Address], instance: Instance, joined: Label, policies: Mapping[str, SitePolicy],
     flow: Flow, refused: dict[tuple[str, str], list[str]],
 ) -> None:  # fmt: skip
-    """Calls of models behind endpoints are crossings too: from the party that has the model to the server's origin."""
+    """Calls of models elsewhere are crossings too; behind an endpoint, from the party that has the model to its origin."""
     seen = joined
     if any(out.label == "source" for out in graph.nodes[instance.node].component.outputs.values()):
         seen |= source_label(instance.party, _dataset(graph, instance), policies)
     for call, key, why in endpoints.planned(graph, addresses, instance, seen, policies):
         flow.calls.append(call)
         if why:
-            place = f"config.{key}"
-            refused.setdefault((instance.node, f"{place}\n{why}"), []).append(f"{call.sender} -> {call.address.origin}")
+            text = f"config.{key}\n{why}\n{CHOICE if call.label.of('raw') else ''}"
+            refused.setdefault((instance.node, text), []).append(f"{call.sender} -> {call.address.origin}")
+    for key, server, why in endpoints.untrusted(graph, addresses, instance, seen, policies):
+        refused.setdefault((instance.node, f"config.{key}\n{why}\n{CHOICE}"), []).append(f"{instance.party} -> {server}")
 
 
 def _outputs(graph: Graph, instance: Instance, joined: Label, policies: Mapping[str, SitePolicy], flow: Flow) -> None:
@@ -160,12 +161,14 @@ def source_label(party: str, dataset: str, policies: Mapping[str, SitePolicy]) -
 
 
 def _refusal(graph: Graph, node: str, text: str, pairs: list[str]) -> Problem:
-    name, _, why = text.partition("\n")
+    name, why, since = text.split("\n", 2)
     where_from, _, port = name.rpartition(".")
     path = (*graph.nodes[node].path, "config" if where_from == "config" else "inputs", port)
     shown = ", ".join(pairs[:3]) + (f" and {len(pairs) - 3} more" if len(pairs) > 3 else "")
     where = graph.loaded.source.where(path)
-    return Problem(f"refused: {why}", where, ".".join(map(str, path)), why=f"crossing {shown}", fix=WAYS)
+    about = f"crossing {shown}; {since}" if since else f"crossing {shown}"
+    fix = f"ways to mend it: {MEND}" if where_from == "config" else WAYS
+    return Problem(f"refused: {why}", where, ".".join(map(str, path)), why=about, fix=fix)
 
 
 def raw_entries(label: Label, owner: str) -> list[Provenance]:

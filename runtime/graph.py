@@ -13,6 +13,7 @@ from osmotic.plugins.host import Registry
 from osmotic.runtime.load import Loaded
 from osmotic.runtime.nodes import Cell, Edge, Instance, Node, fill, merge, patches, task_id
 from osmotic.runtime.references import Builder
+from osmotic.runtime.sampling import SEED, rounds
 from osmotic.runtime.unrolling import unroll
 from osmotic.schemas.errors import ConfigError, Problem
 
@@ -52,6 +53,24 @@ class Graph:
             for edge in instance.edges():
                 table.setdefault(edge.producer, []).append((instance, edge))
         return table
+
+    @cached_property
+    def before(self) -> dict[str, str]:
+        """Instance of a later round -> the last one before it, of the same task, cell, party and sender."""
+        table: dict[str, str] = {}
+        last: dict[tuple[str, Cell, str, str | None], str] = {}
+        for one in self.instances.values():
+            if one.round is not None:
+                like = (one.node, one.cell, one.party, one.each)
+                if like in last:
+                    table[one.id] = last[like]
+                last[like] = one.id
+        return table
+
+    def sample(self) -> list[dict[str, Any]]:
+        """Who takes part in each round of a repeat with `sample`: {repeat, role, seed, round, parties}."""
+        seeded = {node.group for node in self.nodes.values() if node.group is not None and SEED in node.axes}
+        return list(rounds(self.pipeline, seeded))
 
     def crossings(self) -> Iterator[tuple[Instance, Edge]]:
         """Every edge that leaves a party."""

@@ -3,6 +3,7 @@
 
 import functools
 import hashlib
+import os
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -79,3 +80,10 @@ def file_digest(path: Path) -> str:
 def _file_digest(path: str, size: int, changed: int) -> str:
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def use_threads(count: int) -> None:
+    """Compute threads of this process: results are equal for equal counts."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(count))
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(count)

@@ -49,7 +49,7 @@ class OwnView:
 def write_own(site: Site) -> None:
     """Write ``report.html`` and ``results.json`` into the party's folder."""
     graph, _ = site.need()
-    outcome = Outcome(crossings=crossings_of(graph, site.ledger), times=times_of(graph, site.ledger))
+    outcome = Outcome(crossings=crossings_of(graph, site.ledger), times=times_of(graph, site.ledger), absent=site.absent)
     found = summarise(graph, OwnView(site), outcome, parties=(site.party,))
     found["home"] = str(site.ledger.folder)
     page = render({**found, "ledger": [summary(site)]}, title=f"{graph.pipeline.name}: the report of {site.party}")

@@ -30,6 +30,7 @@ def describe(
         "pipeline": graph.pipeline.name,
         "parties": {role: list(parties) for role, parties in graph.pipeline.parties.items()},
         "tasks": _tasks(graph, states),
+        "rounds": graph.sample(),
         "crossings": _crossings(graph, inferred, sites),
         "budget": [] if refusals else _budget(graph, configs, sites),
         "memory": memory.estimate(graph, configs, sites),

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from osmotic.runtime.site import Site
 
 CALLS = "calls of the task"  # a journal: what crossed for a task's work, whichever instance of the plan did it
+CHOICE = "whatever text is sent, which questions are asked depends on all that the task has read"
+MEND = (
+    "let the model run at the party; or trust where it is asked, in the site's policy; or ask in a task of its own, which reads"
+    " released and public artifacts alone"
+)
 SLICE = 32  # prompts of a stream that are asked in one call: what a kill loses at most
 
 
@@ -84,18 +89,11 @@ class RemoteModel:
             self._cache.put_all({key: answer for key, answer in answers.items() if not _failed(answer)})
             return [answers[key] if key in answers else self._cache.get(key) for key in keys]
         if items:
-            self._note(self._header(method, label), canonical(items), label)
+            note_known(self._site, self._header(method, label), canonical(items), label, self._party)
         return [self._cache.get(key) for key in keys]
 
     def _header(self, method: str, label: Label) -> dict[str, Any]:
         return {"op": "call", "model": self._name, "method": method, "task": self._instance.id, "label": label.to_json()}
-
-    def _note(self, header: dict[str, Any], payload: bytes, label: Label) -> None:
-        """Answers from the cache crossed for another task: this one's account counts them too, once a label."""
-        edge = f"{header['task']}=>{header['model']}.{header['method']}"
-        sql = "SELECT 1 FROM crossed WHERE edge=? AND direction='out' AND label=?"
-        if not self._site.ledger.query(sql, (edge, canonical(label.to_json()).decode())):
-            record_call(self._site, header, payload, label, self._site.party, self._party, "out", 0)
 
     def _send(self, method: str, items: list[Any], label: Label) -> list[Any]:
         site = self._site
@@ -123,8 +121,7 @@ class RemoteModel:
         if label.of("raw"):
             if self._party not in site.policy.endpoints:  # never by the model's name: the plan chooses that
                 what = f"{self._instance.id}: a call of the model {self._name!r} would carry private data to {self._party}"
-                fix = f"sanitize first, or list the party under 'endpoints' in this site's policy: [{self._party}]"
-                raise MembraneError(Problem(what, fix=fix))
+                raise MembraneError(Problem(what, why=CHOICE, fix=f"{MEND}; trusted is who stands under 'endpoints'"))
             label = travelling(site.policy, site.party, self._party, self._name, label)
         check_entries(site, f"model {self._name}", self._party, label)
         return label
@@ -133,6 +130,14 @@ class RemoteModel:
 def _failed(answer: Any) -> bool:
     """Whether it says why there is no answer: that is asked again."""
     return isinstance(answer, dict) and bool(answer.get("problem"))
+
+
+def note_known(site: "Site", header: dict[str, Any], payload: bytes, label: Label, receiver: str) -> None:
+    """Answers that were found crossed for another task: this one's account counts them too, once a label."""
+    edge = f"{header['task']}=>{header['model']}.{header['method']}"
+    sql = "SELECT 1 FROM crossed WHERE edge=? AND direction='out' AND label=?"
+    if not site.ledger.query(sql, (edge, canonical(label.to_json()).decode())):
+        record_call(site, header, payload, label, site.party, receiver, "out", 0)
 
 
 def record_call(

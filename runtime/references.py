@@ -12,11 +12,17 @@ from osmotic.plugins.contract import Metrics, Records, input_ports
 from osmotic.plugins.host import Registry
 from osmotic.runtime.load import Loaded, Overridden
 from osmotic.runtime.nodes import Node, Reference, all_patches, axes_in, metrics_port, placeholders, word
+from osmotic.runtime.sampling import SEED
 from osmotic.schemas.errors import ConfigError, Problem
 from osmotic.schemas.pipeline import InputSpec, Repeat, RepeatSpec, TaskSpec
-from osmotic.schemas.source import Key, did_you_mean
+from osmotic.schemas.source import Key, Source, did_you_mean
 
 VALUE = re.compile(r"[^\x00-\x1f,=\[\]@>]{1,64}")
+
+
+def narrowed(source: Source, axis: str) -> bool:
+    """Whether --set gave an axis other values than the document does."""
+    return isinstance(source, Overridden) and ("matrix", axis) in source.options
 
 
 class Builder:
@@ -100,7 +106,7 @@ class Builder:
 
     def _narrowed(self, axis: str) -> bool:
         """Whether --set gave an axis other values: what the document says about the ones that it had is then no mistake."""
-        return isinstance(self.source, Overridden) and ("matrix", axis) in self.source.options
+        return narrowed(self.source, axis)
 
     def _placeholders(self, spec: TaskSpec, path: Key) -> None:
         tables = {"matrix": ("axis", list(self.pipeline.matrix)), "text": ("text", list(self.pipeline.text))}
@@ -132,6 +138,21 @@ class Builder:
                 self.carries[(name, key)] = Reference(found.node, found.port, True, start)
         if spec.repeat.until is not None:
             self._until(name, spec.repeat.until.metric)
+        self._sample(name, spec)
+
+    def _sample(self, name: str, spec: RepeatSpec) -> None:
+        """Roles that parties are chosen from have as many, and something to do in the repeat."""
+        parties, used = self.pipeline.parties, {task.at for task in spec.tasks.values()}
+        for role, count in spec.repeat.sample.items():
+            where: Key = ("tasks", name, "repeat", "sample", role)
+            if role not in parties:
+                self._problem(where, f"unknown role {role!r}", did_you_mean(role, parties))
+            elif role not in used:
+                what = f"no task of this repeat is at {role!r}: there is nothing to take part in"
+                self._problem(where, what, f"roles of its tasks: {', '.join(sorted(used))}")
+            elif count > len(parties[role]):
+                what = f"{count} parties are to take part in a round, but {role!r} has {len(parties[role])}"
+                self._problem(where, what, f"at most {len(parties[role])}; without 'sample' all take part")
 
     def _until(self, name: str, metric: str) -> None:
         where: Key = ("tasks", name, "repeat", "until", "metric")
@@ -245,13 +266,24 @@ class Builder:
                 what = f"the axis {axes} has no value {row!r}"
                 self._problem(("report", "apart", i), what, did_you_mean(row, rows))
         self._chart()
-        for title, text in report.samples.items():
+        self._samples()
+
+    def _samples(self) -> None:
+        """Records that are shown, of tasks at known values of known axes."""
+        for title, sample in self.pipeline.report.samples.items():
             where: Key = ("report", "samples", title)
-            found = self._resolve(text, None, where)
+            text, found = sample.source, self._resolve(sample.source, None, where)
             if found and text != f"{found.node}.{found.port}":
                 self._problem(where, "write it as task.port", f"{found.node}.{found.port}")
             elif found and self.table[found.node].component.outputs[found.port].kind is not Records:
                 self._problem(where, f"{text!r} is not records")
+            for axis, value in sample.where.items():
+                known = (*self.pipeline.matrix, "round")
+                if axis not in known:
+                    self._problem((*where, "where", axis), f"unknown axis {axis!r}", did_you_mean(axis, known))
+                elif axis != "round" and value not in self.pipeline.matrix[axis] and not self._narrowed(axis):
+                    fix = did_you_mean(word(value), [word(v) for v in self.pipeline.matrix[axis]])
+                    self._problem((*where, "where", axis), f"the axis {axis!r} has no value {word(value)!r}", fix)
 
     def _nth(self, key: str, i: int) -> Key:
         """The place of a member of a list in the report, which may be written without the list."""
@@ -274,13 +306,17 @@ class Builder:
     # ---- axes and order ----
 
     def _axes(self) -> None:
-        """Own axes and those of the inputs, until nothing changes (carries make loops)."""
+        """Own axes and those of the inputs, until nothing changes (carries make loops).
+
+        Where parties are chosen by the seed, all tasks of the repeat span it: they mean the same parties.
+        """
         own = {n.name: axes_in(n.spec) for n in self.table.values()}
         changed = True
         while changed:
             changed = False
+            seeded = {n.group for n in self.table.values() if n.repeat and n.repeat.sample and SEED in own[n.name]}
             for node in self.table.values():
-                wanted = own[node.name].union(*(own[name] for name in producers(node)))
+                wanted = own[node.name].union(*(own[name] for name in producers(node)), {SEED} if node.group in seeded else ())
                 if wanted != own[node.name]:
                     own[node.name], changed = wanted, True
         for node in self.table.values():

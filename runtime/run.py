@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from osmotic.runtime.absence import lacks
 from osmotic.runtime.graph import Edge, Graph, Instance
 from osmotic.runtime.membrane import edge_id
 from osmotic.runtime.store import disk
@@ -83,6 +84,7 @@ class Outcome:
     crossings: list[Crossed] = field(default_factory=list)
     times: dict[str, float] = field(default_factory=dict)
     stopped: dict[str, int] = field(default_factory=dict)
+    absent: set[str] = field(default_factory=set)  # of rounds that were not needed, at parties that never took part before
 
 
 @contextlib.contextmanager
@@ -190,7 +192,9 @@ class Runner:
         for party in self.graph.role_of:
             self.held[party] = ask(self.transport, party, {"op": "held"})[0]["held"]
         for instance in self.graph.instances.values():
-            needs = {edge.producer for edge in instance.edges()} | set(self._gate(instance))
+            needs = {edge.producer for edge in instance.edges()}
+            if gate := self._gate(instance):
+                needs |= {*gate, *([self.graph.before[instance.id]] if instance.id in self.graph.before else [])}
             self.waiting[instance.id] = needs
             for producer in needs:
                 self.dependents.setdefault(producer, []).append(instance.id)
@@ -237,19 +241,22 @@ class Runner:
                 self.condition.notify_all()
 
     def _step(self, instance: Instance) -> None:
-        earlier = self._stopped_before(instance)
-        cached, seconds = False, 0.0
-        self._deliver(instance, self.deliveries.pop(instance.id, []), bool(earlier))
-        if earlier:
+        stopped, cached, seconds = self._stopped(instance), False, 0.0
+        earlier = self.graph.before.get(instance.id, "") if stopped else ""
+        absent = self._absent(instance, stopped, earlier)
+        self._deliver(instance, self.deliveries.pop(instance.id, []), stopped or absent)
+        if absent:
+            self._leave_out(instance)
+        elif stopped:
             ask(self.transport, instance.party, {"op": "alias", "id": instance.id, "earlier": earlier})
         else:
             reply, _ = ask(self.transport, instance.party, {"op": "run", "id": instance.id})
             cached, seconds = bool(reply["cached"]), float(reply["seconds"])
             self._decide(instance)
-        outgoing = self._collect(instance)
+        outgoing = [] if absent else self._collect(instance)
         with self.condition:
             self.outcome.cached += cached
-            self.outcome.ran += not cached and not earlier
+            self.outcome.ran += not (cached or stopped or absent)
             self.outcome.times[instance.id] = seconds
             for consumer, delivery in outgoing:
                 self.deliveries.setdefault(consumer, []).append(delivery)
@@ -262,7 +269,7 @@ class Runner:
         if stopped:
             return
         if self._gate(instance):
-            edges = {edge_id(edge, instance.id): edge for edge in instance.edges() if edge.crossing}
+            edges = {edge_id(edge, instance.id): edge for edge in instance.edges() if self._goes(edge)}
             waiting = [*waiting, *(self._take(instance, edge) for edge in edges.values())]
         for party, header, blob in waiting:
             ask(self.transport, party, header, blob)
@@ -281,9 +288,26 @@ class Runner:
         edges = {
             edge_id(edge, consumer.id): (consumer, edge)
             for consumer, edge in self.graph.consumers.get(instance.id, ())
-            if edge.crossing and not self._gate(consumer)
+            if self._goes(edge) and not self._gate(consumer)
         }
         return [(consumer.id, self._take(consumer, edge)) for consumer, edge in edges.values()]
+
+    def _goes(self, edge: Edge) -> bool:
+        """Whether there is something at the other end of a crossing."""
+        return edge.crossing and edge.producer not in self.outcome.absent
+
+    def _absent(self, instance: Instance, stopped: bool, earlier: str) -> bool:
+        """Whether an instance never comes to be: nothing stands for it, or nothing is there of an input that it needs."""
+        gone = self.outcome.absent
+        return (stopped and (not earlier or earlier in gone)) or lacks(self.graph, instance, gone)
+
+    def _leave_out(self, instance: Instance) -> None:
+        """Tell a party that an instance of it never comes to be, and those that would take something from it."""
+        takers = {consumer.party for consumer, _ in self.graph.consumers.get(instance.id, ())}
+        for party in sorted(takers | {instance.party}):
+            ask(self.transport, party, {"op": "absent", "id": instance.id})
+        with self.condition:
+            self.outcome.absent.add(instance.id)
 
     def _take(self, consumer: Instance, edge: Edge) -> tuple[str, Header, bytes]:
         identity = edge_id(edge, consumer.id)
@@ -329,12 +353,10 @@ class Runner:
                 self.stops[instance.id] = instance.round or 1
                 self.outcome.stopped[f"{node.group} {dict(instance.cell)}".strip()] = instance.round or 1
 
-    def _stopped_before(self, instance: Instance) -> str:
-        """The instance of the round before that this one stands for, when its repeat has stopped; else ''."""
-        round_ = instance.round or 1
-        for earlier in range(1, round_):
+    def _stopped(self, instance: Instance) -> bool:
+        """Whether the repeat of an instance has stopped before its round: what was there last stands for it."""
+        for earlier in range(1, instance.round or 1):
             deciders = self._deciders(instance, earlier)
             if deciders and all(d.id in self.stops for d in deciders) and self._gate(instance):
-                before = f"round={round_ - 1}"
-                return instance.id.replace(f"round={round_}", before, 1)
-        return ""
+                return True
+        return False

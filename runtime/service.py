@@ -52,6 +52,7 @@ class Service:
             "status": self._status,
             "run": self._run,
             "alias": self._alias,
+            "absent": self._absent,
             "held": self._held,
             "known": self._known,
             "pull": self._pull,
@@ -139,6 +140,11 @@ class Service:
 
     def _alias(self, header: Header, blob: bytes) -> Reply:
         self.site.alias(header["id"], header["earlier"])
+        return {}, b""
+
+    def _absent(self, header: Header, blob: bytes) -> Reply:
+        """An instance of the plan, here or elsewhere, that never comes to be."""
+        self.site.leave_out(header["id"])
         return {}, b""
 
     def _held(self, header: Header, blob: bytes) -> Reply:

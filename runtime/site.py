@@ -11,13 +11,14 @@ from osmotic import __version__
 from osmotic.plugins.certificate import code_digest
 from osmotic.plugins.contract import Artifact, Gathered
 from osmotic.plugins.host import Registry
-from osmotic.runtime import asking, demands, endpoints, flow, record_asks, totals
+from osmotic.runtime import absence, asking, demands, endpoints, flow, record_asks, totals
+from osmotic.runtime.answers import Answers
 from osmotic.runtime.charging import EPSILON, cap_of
 from osmotic.runtime.checks import Configs, build_model, datasets_of, model_fields, site_problems
 from osmotic.runtime.context import SiteContext
 from osmotic.runtime.data import Datasets, check_distinct
 from osmotic.runtime.graph import Edge, Graph, Instance
-from osmotic.runtime.keys import RULES, code_of, environment, key_of, why
+from osmotic.runtime.keys import RULES, code_of, environment, key_of, use_threads, why
 from osmotic.runtime.ledger import Ledger
 from osmotic.runtime.load import load_text
 from osmotic.runtime.ports import RemoteModel, adopt_calls, inherit_calls
@@ -69,6 +70,7 @@ class Site:
         self.received: dict[tuple[str, str, str], Ref] = {}
         self.progress: Progress = lambda task, done, total, note: None
         self.outbound: Callable[[str, dict[str, Any], bytes], tuple[dict[str, Any], bytes]] | None = None
+        self.absent: set[str] = set()  # instances that never came to be, since their repeat stopped before
         self.running: dict[str, str] = {}  # instance -> key of its work, while it runs
         self._models: dict[str, Any] = {}
         self._model_keys: dict[str, str] = {}
@@ -96,7 +98,7 @@ class Site:
     def take(self, graph: Graph, configs: Configs) -> None:
         """Take a plan that was checked against this party's policy."""
         self.graph, self.configs = graph, configs
-        self.results, self.received = {}, {}
+        self.results, self.received, self.absent = {}, {}, set()
         specs = {n: fingerprint(s.model_dump(mode="json")) for n, s in graph.pipeline.models.items()}
         self._models = {n: m for n, m in self._models.items() if self._model_specs.get(n) == specs.get(n)}
         self._model_keys = {n: m for n, m in self._model_keys.items() if self._model_specs.get(n) == specs.get(n)}
@@ -126,7 +128,12 @@ class Site:
         found = graph.instances.get(identity)
         if found is None or found.party != self.party:
             raise RefusedError(Problem(f"the plan has no task {identity!r} at {self.party}"))
-        return found
+        return absence.without(graph, found, self.absent) if self.absent else found
+
+    def leave_out(self, identity: str) -> None:
+        """Take it that an instance never comes to be; raises RefusedError where that cannot be."""
+        absence.check(self.need()[0], identity, self.results)
+        self.absent.add(identity)
 
     def find(self, edge: Edge) -> Ref | None:
         """The artifact of an incoming edge, if it is here."""
@@ -217,7 +224,10 @@ class Site:
         spec, seen = graph.pipeline.models[name], label or (lambda: self.label_in(instance))
         if spec.at == graph.role_of[self.party]:
             model, address = self.own_model(name), endpoints.address_of(self.registry, graph, name)
-            return endpoints.EndpointModel(self, instance.id, name, model, address, seen) if address else model
+            if address is None:
+                return model
+            kept = Answers(self.ledger, [name, self.model_key(name)]) if instance.party == self.party else None
+            return endpoints.EndpointModel(self, instance.id, name, model, address, seen, kept)
         return RemoteModel(self, instance, name, self.server_of(name), seen)
 
     def label_in(self, instance: Instance) -> Label:
@@ -275,29 +285,32 @@ class Site:
         return cached, seconds
 
     def alias(self, identity: str, earlier: str) -> None:
-        """A round that was not needed (its repeat stopped) stands for the round before."""
+        """A round that was not needed (its repeat stopped) stands for the last one before it that the party took part in."""
         graph, _ = self.need()
         instance, before = self.instance(identity), self.instance(earlier)
         same = (instance.node, instance.cell, instance.each) == (before.node, before.cell, before.each)
         repeat = graph.nodes[instance.node].repeat
         made = earlier in self.results
-        if not made or not same or repeat is None or repeat.until is None or (instance.round or 0) != (before.round or 0) + 1:
+        if not made or not same or repeat is None or repeat.until is None or graph.before.get(identity) != earlier:
             raise RefusedError(Problem(f"{identity} cannot stand for {earlier}"))
         self.results[identity] = self.results[earlier]
 
     def _execute(self, instance: Instance, key: str) -> dict[str, Ref]:
         graph, configs = self.need()
-        _use_threads(self.policy.threads)
+        use_threads(self.policy.threads)
         node, label = graph.nodes[instance.node], self.label_in(instance)
         component = node.component(configs.of(instance))
-        inputs = [ref for edge in instance.edges() if (ref := self.find(edge))]
+        found = [(edge, ref) for edge in instance.edges() if (ref := self.find(edge))]
+        inputs = [ref for _, ref in found]
         context = SiteContext(
             party=self.party, task=instance.id, key=key, seed=self.seed_of(instance), noise_seed=graph.pipeline.noise_seed,
             label=label, lineage=datasets_of(graph, configs, instance), datasets=self.datasets, releaser=self.releaser,
             ledger=self.ledger, store=self.store, models=lambda name, label: self.model(name, instance, label),
             source=self._source_of(instance), own_models=asking.OwnModels(self, graph), question=self._question(instance),
             progress=lambda done, total, note: self.progress(instance.id, done, total, note),
-            private_inputs=sum(bool(ref.label.of("raw")) for ref in inputs),
+            private_inputs=sum(
+                bool(ref.label.of("raw")) and not asking.own_rows(graph, configs, instance, edge) for edge, ref in found
+            ),
             seen=[ref.digest for ref in inputs if not ref.label.of("raw")],
         )  # fmt: skip
         arguments = {port: None for port in node.ports}  # an optional input that is not connected
@@ -372,16 +385,6 @@ class Site:
             return joined
         kept = {e for e in joined.entries if e.source != "raw" or e.owner != self.party}
         return Label(frozenset(kept)) | released(self.party, ref)
-
-
-def _use_threads(count: int) -> None:
-    """Compute threads of this process: results are equal for equal counts."""
-    import os
-    import sys
-
-    os.environ.setdefault("OMP_NUM_THREADS", str(count))
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(count)
 
 
 def _each(edge: Edge) -> str:

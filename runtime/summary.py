@@ -7,7 +7,7 @@ there is one seed they say nothing about others, and the table says so.
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -30,14 +30,14 @@ def summarise(graph: Graph, transport: Transport, outcome: Outcome, parties: Seq
 
     parties: whose accounts are asked for; none named: everybody's.
     """
-    arms = rows_of(graph)
+    arms = {row: [i for i in found if i.id not in outcome.absent] for row, found in rows_of(graph).items()}
     accounts = account(graph, transport, _edges(graph, list(graph.instances)), parties)
     by_row = {
         row: account(graph, transport, _edges(graph, graph.ancestors([i.id for i in found])), parties)
         for row, found in arms.items()
     }
     table, scored = _table(graph, transport, arms, by_row)
-    samples, sampled = _samples(graph, transport)
+    samples, sampled = _samples(graph, transport, outcome)
     guarantee = {"line": first_line(accounts, by_row), "shown": scored or sampled, "parties": accounts, "rows": by_row}
     return {
         "pipeline": graph.pipeline.name,
@@ -48,6 +48,7 @@ def summarise(graph: Graph, transport: Transport, outcome: Outcome, parties: Seq
         "graph": drawing(graph),
         "crossings": [vars(c) for c in sorted(outcome.crossings, key=lambda c: c.edge)],
         "samples": samples,
+        "rounds": graph.sample(),
         "outcome": {
             "tasks": len(graph.instances), "ran": outcome.ran, "cached": outcome.cached, "seconds": outcome.seconds,
             "stopped": outcome.stopped, "times": outcome.times,
@@ -59,10 +60,14 @@ def summarise(graph: Graph, transport: Transport, outcome: Outcome, parties: Seq
 def rows_of(graph: Graph) -> dict[str, list[Instance]]:
     """Row -> instances of the table's tasks, in the axes' order; 'all' when no such task spans an axis of the rows.
 
-    A task that spans only some of the axes stands in every row that agrees with it, where another task fills that row.
+    A task that spans only some of the axes stands in every row that agrees with it, where another task fills that row. Of a
+    task in a repeat, each party's last round counts, where the rounds are no rows of their own.
     """
     report, matrix = graph.pipeline.report, graph.pipeline.matrix
     found = [i for i in graph.instances.values() if i.node in report.table]
+    if "round" not in report.rows:
+        earlier = set(graph.before.values())
+        found = [i for i in found if i.id not in earlier]
     axes = [a for a in report.rows if any(a in place_of(i) for i in found)]
     if not axes:
         return {"all": found} if found else {}
@@ -174,11 +179,13 @@ def _table(
     spec = graph.pipeline.report
     answers, withheld, shown = _measured(graph, transport, [i for found in arms.values() for i in found])
     measured: dict[str, list[dict[str, Any]]] = {}
+    owners = _owners(graph, answers)
     for row, instances in arms.items():
         for instance in instances:
             if instance.id in answers:
                 cell = {a: v for a, v in instance.cell if a not in spec.rows}
-                measured.setdefault(row, []).append({"party": instance.party, **cell, **answers[instance.id]})
+                found = _named(instance.node, answers[instance.id], owners)
+                measured.setdefault(row, []).append({"party": instance.party, **cell, **found})
     columns = [{"metric": metric, "title": title} for metric, title in spec.metrics.items()]
     rows = [_row(row, found, columns, words(by_row[row]), row in spec.apart) for row, found in measured.items()]
     first = rows[0]["row"] if rows else ""
@@ -188,6 +195,23 @@ def _table(
         "baseline": first, "comparisons": list(_comparisons(measured, columns, first)) if spec.compare else [],
     }  # fmt: skip
     return table, shown
+
+
+def _owners(graph: Graph, answers: Mapping[str, dict[str, Any]]) -> dict[str, str]:
+    """metric -> the first task of the table that gives it: whose it is where it is written without a task."""
+    table = graph.pipeline.report.table
+    found = sorted(answers, key=lambda i: table.index(graph.instances[i].node))
+    return {metric: graph.instances[i].node for i in reversed(found) for metric in answers[i]["values"]}
+
+
+def _named(node: str, answer: dict[str, Any], owners: Mapping[str, str]) -> dict[str, Any]:
+    """An answer's numbers under ``metric``, where that is this task's, and under ``task:metric``."""
+    made = dict(answer)
+    for part in ("values", "outcomes", "notes"):
+        given = answer.get(part, {})
+        own = {metric: value for metric, value in given.items() if owners.get(metric, node) == node}
+        made[part] = own | {f"{node}:{metric}": value for metric, value in given.items()}
+    return made
 
 
 def _measured(
@@ -265,14 +289,15 @@ def _bounds(found: list[dict[str, Any]], metric: str, mean: float | None) -> dic
     return {"low": made.low, "high": made.high}
 
 
-def _samples(graph: Graph, transport: Transport, count: int = 3) -> tuple[list[dict[str, Any]], bool]:
+def _samples(graph: Graph, transport: Transport, outcome: Outcome) -> tuple[list[dict[str, Any]], bool]:
     """(first records of each output to be shown, whether any depends on benchmark data)."""
     found, shown = [], False
-    for title, reference in graph.pipeline.report.samples.items():
-        node, _, port = reference.rpartition(".")
-        for instance in [i for i in graph.instances.values() if i.node == node][:1]:
+    for title, sample in graph.pipeline.report.samples.items():
+        node, _, port = sample.source.rpartition(".")
+        wanted = [i for i in graph.instances.values() if i.node == node and sample.where.items() <= place_of(i).items()]
+        for instance in [i for i in wanted if i.id not in outcome.absent][:1]:
             try:
-                header = {"op": "samples", "id": instance.id, "port": port, "count": count}
+                header = {"op": "samples", "id": instance.id, "port": port, "count": sample.rows}
                 reply, body = ask(transport, instance.party, header)
             except OsmoticError as error:
                 found.append({"title": title, "task": instance.id, "withheld": error.problems[0].what, "rows": []})

@@ -10,6 +10,7 @@ from osmotic.runtime.composition import NOT_COMPUTED, size_of
 from osmotic.schemas.errors import ConfigError, Problem, StoreError
 from osmotic.schemas.source import did_you_mean
 
+ROUNDS, NAMES = 60, 8  # sampled rounds that a plan shows, parties that it names in one
 SHOWN = "Scores and samples of benchmark data are shown here."
 
 
@@ -36,8 +37,12 @@ def plan_text(plan: dict[str, Any]) -> str:
         for t in plan["tasks"]
     ]
     crossings = [_crossing(c) for c in plan["crossings"]]
+    sample = [_taking_part(one) for one in plan["rounds"]]
     parts = [f"{plan['pipeline']}: {plan['count']['tasks']} tasks, {plan['count']['cached']} finished before"]
     parts.append(grid(["task", "component", "at", "axes", "runs", "cached", "why the others run"], tasks))
+    if sample:
+        more = f"\nand {len(sample) - ROUNDS} more: --json lists them all" if len(sample) > ROUNDS else ""
+        parts.append(f"Who takes part\n{grid(['repeat', 'role', 'round', 'parties'], sample[:ROUNDS])}{more}")
     if crossings:
         head = ["edge", "direction", "label", "kind", "times", "bytes", "waiver asked"]
         parts.append(f"What crosses\n{grid(head, crossings)}")
@@ -47,6 +52,15 @@ def plan_text(plan: dict[str, Any]) -> str:
     if memory := _memory(plan["memory"]):
         parts.append(memory)
     return "\n\n".join(parts)
+
+
+def _taking_part(one: dict[str, Any]) -> list[str]:
+    """A sampled round; the parties by name, when they are few."""
+    names = ", ".join(one["parties"][:NAMES]) + (
+        f" and {len(one['parties']) - NAMES} more" if len(one["parties"]) > NAMES else ""
+    )
+    seed = f" (seed {one['seed']})" if one["seed"] != "" else ""
+    return [one["repeat"], one["role"], f"{one['round']}{seed}", names]
 
 
 def _memory(found: dict[str, Any]) -> str:

@@ -6,8 +6,8 @@ adds one vote, so the vector of counts changes by 1 in one place (L2 sensitivity
 sigma are the Gaussian mechanism of mu = sqrt(T) / sigma. Counts and noise are whole numbers on a grid
 (`plugins.gaussian_noise`): a vote is floor(2^30 / sigma) steps, so the noise is sigma votes or a little more; it comes from the
 operating system and is added here, at the party, once. Counts are given as they fall, negative ones too. Void when: seeded; a
-vote depends on another record than its own (the host checks that no other private input reaches the task; what a component
-does with the records is its author's word).
+vote depends on another record than its own (the host checks that no other private input reaches the task, but rows that depend
+on one record each, by the word of whatever made them; what a component does with the records is its author's word).
 """
 
 import json

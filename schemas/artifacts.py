@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from json.encoder import encode_basestring
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
@@ -44,6 +44,14 @@ def digest_of_hashes(kind: str, hashes: Mapping[str, str]) -> str:
     total = hashlib.sha256(kind.encode())
     for name in sorted(hashes):
         total.update(f"\0{name}\0{hashes[name]}".encode())
+    return total.hexdigest()
+
+
+def tensors_digest(tensors: "Iterable[tuple[str, np.ndarray]]") -> str:
+    """Hexadecimal SHA-256 over (name, values) of tensors, one after another, in the order of the names as they come."""
+    total = hashlib.sha256()
+    for name, tensor in tensors:
+        total.update(name.encode() + b"\0" + tensor.tobytes())
     return total.hexdigest()
 
 

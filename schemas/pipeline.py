@@ -119,9 +119,12 @@ class Until(Config):
 
 
 class Repeat(Config):
-    """How often, what is carried, when to stop."""
+    """How often, who takes part, what is carried, when to stop."""
 
     times: int = Field(ge=1, le=10_000)
+    sample: dict[Name, Annotated[int, Field(ge=1, le=100_000)]] = Field(
+        default_factory=dict, description="role -> how many of its parties take part in a round: a public, seeded choice."
+    )
     carry: dict[Name, Carry] = Field(default_factory=dict)
     until: Until | None = None
 
@@ -163,14 +166,29 @@ class ChartSpec(Config):
     title: str = Field("", description="What stands above it.")
 
 
+class SampleSpec(Config):
+    """Records that the report shows as they are."""
+
+    source: str = Field(alias="from", description="task.port of records.")
+    rows: int = Field(3, ge=1, le=500, description="How many are shown, from the first.")
+    where: dict[str, Scalar] = Field(
+        default_factory=dict, description="axis -> value, or round -> number: which of several tasks. Default: the first."
+    )
+
+
+Sample = Annotated[SampleSpec, BeforeValidator(_source, json_schema_input_type=str | SampleSpec)]
+
+
 class ReportSpec(Config):
     """What the table at the end shows."""
 
     table: Names = Field((), description="The task, or tasks, whose metrics are the columns.")
     rows: Names = Field(("arm",), description="The axis, or axes, whose values are the rows; 'round': of a task in a repeat.")
-    metrics: dict[str, str] = Field(default_factory=dict, description="metric -> column title, in order.")
+    metrics: dict[str, str] = Field(default_factory=dict, description="metric, or task:metric -> column title, in order.")
     apart: tuple[str, ...] = Field((), strict=False, description="Rows that stand apart below the others.")
-    samples: dict[str, str] = Field(default_factory=dict, description="title -> task.port of records to show (benchmark only).")
+    samples: dict[str, Sample] = Field(
+        default_factory=dict, description="title -> task.port of records to show, or {from, rows, where} (benchmark only)."
+    )
     compare: bool = Field(True, description="Whether every row is compared with the first, by test record.")
     chart: ChartSpec | None = Field(None, description="A chart of two metrics of the table.")
 

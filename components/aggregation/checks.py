@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from osmotic.plugins.contract import Gathered, Weights
-from osmotic.schemas.artifacts import canonical
+from osmotic.schemas.artifacts import canonical, tensors_digest
 from osmotic.schemas.errors import ComponentError, DataError, Problem
 
-KEPT = ("base", "layout", "head", "steps")  # of a description: what a mean may say of itself, where all agree
+SAME = ("base", "layout", "head", "frozen")  # of a description: what must be equal; frozen: digest of what does not train
+KEPT = (*SAME, "steps")  # what a mean may say of itself, where all agree
+OTHER_A = "have another A: it was trained, or started elsewhere"
 SHOWN = 20  # parties in an error
 LORA_A, LORA_B = "lora_A", "lora_B"
 MOST = 1 << 53  # examples
@@ -38,31 +40,26 @@ class Reference:
     def key(self) -> bytes:
         """SHA-256, equal for weights that fit together."""
         outline = sorted((name, list(shape), str(dtype)) for name, (shape, dtype) in self.outline.items())
-        said = canonical(
-            [repr(self.meta.get("base")), repr(self.meta.get("layout")), repr(self.meta.get("head")), outline, self.frozen]
-        )
+        said = canonical([*(repr(self.meta.get(key)) for key in SAME), outline, self.frozen])
         return hashlib.sha256(said).digest()
 
     def misfit(self, weights: Weights) -> str:
         """Why weights do not fit, "" when they do; reads no tensor unless A must be equal."""
-        for key in ("base", "layout", "head"):
+        for key in SAME:
             if weights.meta.get(key) != self.meta.get(key):
-                return f"have another {key}"
+                return OTHER_A if key == "frozen" else f"have another {key}"
         shown = weights.outline()
         odd = sorted(name for name in {*self.outline, *shown} if self.outline.get(name) != shown.get(name))
         if odd:
             return f"do not fit: {len(odd)} tensors are missing, unknown or of another shape or type, first {odd[0]!r}"
         if self.frozen is not None and digest_of_a(weights) != self.frozen:
-            return "have another A: it was trained, or started elsewhere"
+            return OTHER_A
         return ""
 
 
 def digest_of_a(weights: Weights) -> str:
-    """SHA-256 of all A factors, tensor by tensor."""
-    total = hashlib.sha256()
-    for name in sorted(name for name in weights.outline() if LORA_A in name):
-        total.update(name.encode() + b"\0" + weights.tensors[name].tobytes())
-    return total.hexdigest()
+    """SHA-256 of all A factors, tensor by tensor; the same for all weights that hold none, whose A is in ``frozen``."""
+    return tensors_digest((n, weights.tensors[n]) for n in sorted(weights.outline()) if LORA_A in n)
 
 
 def not_finite(weights: Weights) -> str:

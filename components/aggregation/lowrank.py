@@ -22,8 +22,12 @@ LIMIT = 128
 
 def pairs(outline: Outline) -> list[tuple[str, str]]:
     """(name of A, name of B) of every adapter. Raises ComponentError where there is none, or one is not two matrices."""
-    found = []
-    for name in sorted(name for name in outline if "lora_" in name):
+    found: list[tuple[str, str]] = []
+    names = sorted(name for name in outline if "lora_" in name)
+    if names and all(LORA_B in name for name in names):
+        what, why = "the weights have no A: it does not train", "the mean of B is the mean of the products then"
+        raise ComponentError(Problem(what, path="adapters", why=why, fix="adapters: frozen-a"))
+    for name in names:
         other = name.replace(LORA_A, LORA_B) if LORA_A in name else name.replace(LORA_B, LORA_A)
         shape, partner = outline[name][0], outline[other][0] if other in outline else ()
         if other == name or len(shape) != 2 or len(partner) != 2:

@@ -13,7 +13,7 @@ from osmotic.plugins.contract import Gathered, Records
 from osmotic.schemas.errors import DataError, Problem
 
 Selection = Literal["rank", "sample"]
-FIX = "connect the votes that nearest_voter cast on these very candidates"
+FIX = "connect the votes that were cast on these very candidates"
 
 
 def summed(votes: Gathered[Records], size: int) -> list[float]:

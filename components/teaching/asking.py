@@ -55,7 +55,8 @@ class Asking(Generic[K]):
     """How to ask. how: its seeds are replaced; retry: temperature of attempts after the first, None: the same.
 
     accept: (prompt, or its number for `ask_each`; answer) -> whether it will do. max_failures: share of the rows that may stay
-    without an answer. stream: names the seeds.
+    without an answer. stream: names the seeds. asked: the object that answers (a model with weights in place); None: the model
+    of that name.
     """
 
     model: str
@@ -66,6 +67,7 @@ class Asking(Generic[K]):
     retry: float | None = None
     accept: Callable[[K, Answer], bool] = nonempty
     stream: str = "teacher"
+    asked: Any = None
 
 
 @dataclass
@@ -163,7 +165,8 @@ def _attempt(
     last = attempt + 1 == asking.attempts
     replies.failed = {}
     texts, how = [wanted.prompts[name] for name in names], wanted.how(asking, names, attempt)
-    with closing(answers(context.model(asking.model), asking.model, texts, how, asking.batch)) as coming:
+    model = context.model(asking.model) if asking.asked is None else asking.asked
+    with closing(answers(model, asking.model, texts, how, asking.batch)) as coming:
         for together in coming:
             made: dict[K, Reply] = {}
             for index, answer in together:

@@ -3,7 +3,7 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import Field
@@ -73,11 +73,17 @@ def trainable_of(context: Context, name: str) -> tuple[Any, Any, Any, str]:
     return model, module, tokenizer, str(getattr(model, "fingerprint", ""))
 
 
-def check_base(init: Weights, base: str) -> None:
-    """Raises ComponentError when weights to start from belong to another model."""
+def check_base(init: Weights, base: str, layout: Mapping[str, Any]) -> None:
+    """Raises ComponentError when weights to start from belong to another model, or were trained beside another frozen A.
+
+    layout: of the model that starts from them (`engines.layout_of`).
+    """
     if init.meta.get("base") != base:
         why = f"trained from {str(init.meta.get('base'))[:12]}, this model is {base[:12]}"
         raise ComponentError(Problem("'init' belongs to another model", why=why, fix="use the same model in all trainers"))
+    if init.meta.get("frozen") != layout.get("frozen"):
+        what, why = "'init' was trained beside another A", "B alone says nothing without the A that it was trained with"
+        raise ComponentError(Problem(what, why=why, fix="use the same model, with the same lora settings, in all trainers"))
 
 
 def held_out_of(context: Context, held_out: HeldOut | None, count: int) -> frozenset[int]:

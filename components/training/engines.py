@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from osmotic.components.training.checkpoints import Checkpoint
 from osmotic.components.training.settings import EngineName, TrainSettings
-from osmotic.schemas.artifacts import Weights
+from osmotic.schemas.artifacts import Weights, tensors_digest
 from osmotic.schemas.errors import ComponentError, ConfigError, Problem
 
 __all__ = ["MOMENTS", "Engine", "EngineName", "World", "layout_of", "loopback", "open_engine", "put_in", "read_out", "trained"]
@@ -254,14 +254,17 @@ def read_out(module: Any) -> dict[str, Any]:
 
 
 def layout_of(module: Any) -> dict[str, Any]:
-    """What the tensors are, for whoever averages them: ``layout``, and of adapters ``rank``, ``alpha``, ``frozen`` factors."""
+    """What the tensors are, for whoever averages them: ``layout``; of adapters ``rank`` and ``alpha``, and ``frozen``, the
+    digest of the factors that do not train, where there are such."""
     adapters = getattr(module, "peft_config", None)
     if not adapters:
         return {"layout": "full"}
     settings = next(iter(adapters.values()))
-    frozen = sorted(name for name, p in module.named_parameters() if "lora_" in name and not p.requires_grad)
+    frozen = {name: p for name, p in module.named_parameters() if "lora_" in name and not p.requires_grad}
     facts = {"layout": "lora", "rank": int(settings.r), "alpha": float(settings.lora_alpha)}
-    return {**facts, "frozen": frozen} if frozen else facts
+    if not frozen:
+        return facts
+    return {**facts, "frozen": tensors_digest((n, frozen[n].detach().float().cpu().numpy()) for n in sorted(frozen))}
 
 
 def put_tensors(parameters: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from osmotic.components.training.batches import LEAST_PROMPT, Cut, cue_of
-from osmotic.components.training.engines import put_tensors
+from osmotic.components.training.engines import layout_of, put_tensors
 from osmotic.components.training.losses import kind_of, right_padded
 from osmotic.components.training.packing import base_of, takes
 from osmotic.components.training.parts import Example
@@ -168,6 +168,8 @@ class HeadModel:
         except (KeyError, TypeError, ValueError) as error:
             raise ComponentError(Problem("the weights' description of their head is damaged", fix=FIX)) from error
         source, tokenizer = model.trainable()
+        if weights.meta.get("frozen") != layout_of(source).get("frozen"):
+            raise ComponentError(Problem("the weights were trained beside another A", fix="use the model that they came from"))
         module, _ = classifier(source, len(labels), facts[0], "padded")
         start_from(module, weights, labels)
         encode = getattr(model, "encode_prompts", None) or plain_prompts(tokenizer)

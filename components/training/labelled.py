@@ -23,7 +23,7 @@ class TaskConfig(Config):
     mode: Literal["head", "generation"] = Field("head", description="Name the class by a head, or write the target.")
     prompt: str = Field(description="Jinja2 over the records' fields; head: the text that is classified.")
     target: str | None = Field(None, description="generation: Jinja2 over the records' fields. Default: the label.")
-    label_field: str = Field("label", description="The field that holds the label.")
+    label_field: str = Field("label", description="The field that holds the label; generation with `target` needs none.")
     labels: tuple[str, ...] | None = Field(None, strict=False, description="Public. Default: the domain of label_field.")
     pooling: Pooling = Field("last", description="head: the state of the last token, or the mean over all tokens.")
 
@@ -39,7 +39,7 @@ class Counts:
 
 @dataclass
 class Labelled:
-    """Rows to examples. labels: those that may occur; empty: any may. target: None for a head of classes.
+    """Rows to examples. labels: those that may occur; empty: any may, and none is needed. target: None for a head of classes.
 
     Raises ConfigError for a template that is wrong.
     """
@@ -98,9 +98,9 @@ def need_labels(context: Context, label_field: str, given: Sequence[str] | None)
     return found
 
 
-def need_slots(records: Records, templates: Sequence[str], label_field: str, what: str) -> None:
-    """Raises ComponentError when records lack a column that the templates name."""
-    wanted = {label_field}.union(*(slots(text) for text in templates))
+def need_slots(records: Records, templates: Sequence[str], label_field: str | None, what: str) -> None:
+    """Raises ComponentError when records lack a column that the templates name. label_field: None where none is looked at."""
+    wanted = {name for name in (label_field,) if name is not None}.union(*(slots(text) for text in templates))
     missing = sorted(wanted - set(records.columns)) if len(records) else []
     if missing:
         fix = "use templates over the fields that both inputs have"

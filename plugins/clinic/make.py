@@ -184,13 +184,16 @@ def train_public(recipe: Recipe, seed: int, log: bool = True) -> LlamaForCausalL
     return model.eval()
 
 
-def build_masked(recipe: Recipe, seed: int) -> BertForMaskedLM:
-    """Return a freshly initialised BERT of the recipe's size; its last token is the mask."""
+def build_masked(recipe: Recipe, seed: int, vocabulary: Sequence[str] | None = None) -> BertForMaskedLM:
+    """Return a freshly initialised BERT of the recipe's size; its last token is the mask.
+
+    vocabulary: its words, instead of the domain's.
+    """
     import torch
     from transformers import BertConfig, BertForMaskedLM
 
     torch.manual_seed(seed)
-    words = domain.vocabulary()
+    words = list(vocabulary or domain.vocabulary())
     config = BertConfig(
         vocab_size=len(words) + 1,
         hidden_size=recipe.hidden,
@@ -206,11 +209,16 @@ def build_masked(recipe: Recipe, seed: int) -> BertForMaskedLM:
     return BertForMaskedLM(config)
 
 
-def mask_batch(texts: Sequence[str], rng: random.Random, share: float = 0.2) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ids, attention mask and labels: a share of the words (at least one) masked, all others ignored in the labels."""
+def mask_batch(
+    texts: Sequence[str], rng: random.Random, share: float = 0.2, vocabulary: Sequence[str] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ids, attention mask and labels: a share of the words (at least one) masked, all others ignored in the labels.
+
+    vocabulary: all words, instead of the domain's.
+    """
     import torch
 
-    words = domain.vocabulary()
+    words = vocabulary or domain.vocabulary()
     ids = {word: number for number, word in enumerate(words)}
     rows = [[ids[word] for word in domain.words(text)] for text in texts]
     width = max(len(row) for row in rows)

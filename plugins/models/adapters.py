@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adapters (peft) and trained tensors: put on a module, checked by name, put back in place."""
+"""Adapters (peft) and trained tensors: put on a module, checked by name, put back in place.
+
+With `freeze_a`, A is drawn anew on the CPU, by the names of the layers and a fixed seed, whatever device the module is on, and
+does not train. Weights then hold B alone; their description has ``frozen``, the digest of A, which must be that of the module
+that they are put into.
+"""
 
 import warnings
 from typing import Any
 
 from osmotic.plugins.contract import Weights
 from osmotic.plugins.models.options import LoraConfig
+from osmotic.schemas.artifacts import tensors_digest
 from osmotic.schemas.errors import ComponentError, ConfigError, Problem
 
 LINEAR = ("Linear", "Conv1D")
+FROZEN = "frozen"  # of the weights' description: the digest of adapters' factors that were not trained
 
 
 def linear_names(module: Any) -> list[str]:
@@ -43,15 +50,41 @@ def with_adapters(module: Any, lora: LoraConfig) -> Any:
         warnings.simplefilter("ignore")  # peft reads names that transformers has renamed, and warns of GPT-2's layout
         torch.manual_seed(0)
         try:
-            return get_peft_model(module, wanted)
+            made = get_peft_model(module, wanted)
         except ValueError as error:
             raise ConfigError(Problem("the adapters do not fit the model", why=str(error)[:300])) from error
+    if lora.freeze_a:
+        _freeze_a(made)
+    return made
+
+
+def _freeze_a(module: Any) -> None:
+    """Draw each A [rank, n] anew, uniform in +-1/sqrt(n) as peft does, and let it be."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in sorted(module.named_parameters(), key=lambda named: str(named[0])):
+            if ".lora_A." in name:
+                drawn = torch.rand(parameter.shape, generator=generator, dtype=torch.float32) * 2 - 1
+                parameter.copy_(drawn / parameter.shape[1] ** 0.5)
+                parameter.requires_grad_(False)
+
+
+def frozen_digest(module: Any) -> str | None:
+    """SHA-256 over names and values of the adapters' factors that do not train; None where all of them do."""
+    frozen = {n: p for n, p in module.named_parameters() if "lora_" in n and not p.requires_grad}
+    return tensors_digest((n, frozen[n].detach().float().cpu().numpy()) for n in sorted(frozen)) if frozen else None
 
 
 def put_tensors(module: Any, weights: Weights) -> None:
-    """Load named tensors into the trainable parameters. Raises ComponentError on missing, unknown or misshapen ones."""
+    """Load named tensors into the trainable parameters. Raises ComponentError on missing, unknown or misshapen ones, and where
+    they were trained beside other factors than the module's own frozen ones."""
     import torch
 
+    if weights.meta.get(FROZEN) != frozen_digest(module):
+        what, why = "the adapters were trained with another A", "B alone says nothing without the A that it was trained with"
+        raise ComponentError(Problem(what, why=why, fix="the same lora settings at every party, freeze_a among them"))
     wanted = {name: p for name, p in module.named_parameters() if p.requires_grad}
     odd = weights.misfits({name: tuple(p.shape) for name, p in wanted.items()})
     if odd:

@@ -22,6 +22,10 @@ class LoraConfig(Config):
     rank: int = Field(8, ge=1)
     alpha: float = Field(16.0, gt=0)
     target_modules: tuple[str, ...] = Field(("q_proj", "k_proj", "v_proj", "o_proj"), strict=False, min_length=1)
+    freeze_a: bool = Field(
+        False,
+        description="Train B alone. A is alike everywhere and in no upload: the mean of B is the mean of the updates.",
+    )
 
 
 class LocalConfig(Config):
@@ -61,6 +65,8 @@ def fingerprint_of(files: dict[str, str], config: LocalConfig) -> str:
     """
     unused = {"weights", "seed"} if config.weights == "pretrained" else set()
     settings = config.model_dump(mode="json", exclude={*FAST, *unused})
+    if config.lora is not None and not config.lora.freeze_a:  # models keep the fingerprints that they had without this key
+        del settings["lora"]["freeze_a"]
     return hashlib.sha256(canonical({"files": files, "settings": {**settings, "dtype": dtype_of(config)}})).hexdigest()
 
 

@@ -316,6 +316,25 @@ def test_frozen_a_is_exact_and_another_a_is_left_out():
             run({"p": Weights({**adapter(1).tensors, other: np.ones(2, "float32")}, META)}, adapters="frozen-a")
 
 
+def test_b_alone_is_averaged_exactly_and_needs_to_say_beside_which_a():
+    a = adapter(0).tensors[A].astype("float64")
+    meta = {**META, "layout": "lora", "frozen": "a" * 64}
+    parties = {f"p{i}": Weights({B: adapter(i).tensors[B]}, meta) for i in range(3)}
+    made = run(parties, adapters="frozen-a")["weights"]
+    mean = np.mean([w.tensors[B].astype("float64") @ a for w in parties.values()], axis=0)
+    assert made.meta["frozen"] == "a" * 64 and set(made.tensors) == {B}
+    np.testing.assert_allclose(made.tensors[B].astype("float64") @ a, mean, atol=1e-6)
+    assert np.array_equal(run(parties)["weights"].tensors[B], made.tensors[B])  # by factors: the same, A being no factor here
+    odd = Weights(parties["p0"].tensors, {**meta, "frozen": "b" * 64})
+    for way in ("frozen-a", "factors"):
+        report = run({**parties, "q": odd}, adapters=way, quorum={"at_least": 3})["report"].data
+        assert "another A" in report["left_out"]["q"], way
+    with pytest.raises(ComponentError, match="do not say beside which A"):
+        run({"p": Weights({B: adapter(1).tensors[B]}, META)}, adapters="frozen-a")
+    with pytest.raises(ComponentError, match="have no A"):
+        run(parties, adapters="product")
+
+
 # ---- server optimisers ----
 
 

@@ -14,7 +14,7 @@ from osmotic.plugins.contract import PrivateJob, Records
 from osmotic.plugins.models.transformers import TransformersConfig, TransformersModel
 from osmotic.plugins.testing import FakeContext
 from osmotic.schemas.errors import ComponentError, ConfigError
-from osmotic.schemas.records import FieldSpec, RecordSchema
+from osmotic.schemas.records import FieldSpec, RecordSchema, numbered
 
 pytest.importorskip("dp_accounting", reason="the extra 'dp' is not installed")
 LABELS = ("bad", "good")
@@ -108,12 +108,13 @@ def job_of(model, augmented=None, init=None, **changes) -> PrivateJob:
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])
-@pytest.mark.parametrize("family", ["llama", "gpt2", "lora"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "lora", "frozen"])
 def test_every_examples_gradient_is_its_own(tmp_path, pooling, family):
     from osmotic.plugins.dp_sgd.trial import check
 
-    lora = {"lora": {"rank": 4, "target_modules": ("q_proj",)}} if family == "lora" else {}
-    model = build(save_model(tmp_path, family.replace("lora", "llama")), **lora)
+    adapted = family in ("lora", "frozen")
+    lora = {"rank": 4, "target_modules": ("q_proj",), "freeze_a": family == "frozen"} if adapted else None
+    model = build(save_model(tmp_path, "llama" if adapted else family), lora=lora)
     job = job_of(model, pooling=pooling)
     check(job)
     assert len({len(ids) for ids, _ in job.dummies}) > 1 and job.losses(job.module, []).shape == (0,)
@@ -161,6 +162,25 @@ def test_a_label_that_cannot_be_written_whole_is_named_before_any_record(slm):
     context = FakeContext(models={"slm": slm}, record_schema=schema)
     with pytest.raises(ConfigError, match=r"target with label 'w1 .* has 41 tokens: at most 32 of 64"):
         train(slm, context=context, mode="generation")
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_instructions_and_responses_need_no_label(folder, freeze):
+    schema = RecordSchema(fields={"instruction": FieldSpec(text=True), "response": FieldSpec(text=True)})
+    own = Records([{"id": f"i{i}", "instruction": row["text"], "response": "w7 w8"} for i, row in enumerate(rows(40))])
+    made = Records([{**row, "id": numbered(i)} for i, row in enumerate(own)])
+    texts = {"mode": "generation", "prompt": "{{ instruction }} w39", "target": "{{ response }}"}
+    assert DpTaskTrainer.check(DpTaskTrainerConfig(**SETTINGS | texts), schema) == []
+    model = build(folder, lora={"rank": 4, "target_modules": ("q_proj", "v_proj"), "freeze_a": freeze})
+    context = FakeContext(models={"slm": model}, record_schema=schema)
+    privacy = {**SETTINGS["privacy"], "steps": 2}
+    weights = train(model, own, made, context=context, **texts, privacy=privacy, before={"steps": 2})["weights"]
+    assert all("lora_B" in name for name in weights.tensors) == freeze == ("frozen" in weights.meta)
+    assert "privacy" in weights.meta and model.with_weights(weights) is not None
+    again = train(model, own, init=weights, context=context, **texts, privacy=privacy)["weights"]
+    assert again.meta.get("frozen") == weights.meta.get("frozen") and again.tensors.keys() == weights.tensors.keys()
+    no_target = DpTaskTrainerConfig(**SETTINGS | texts | {"target": None})
+    assert any("no field 'label'" in text for text in DpTaskTrainer.check(no_target, schema))
 
 
 def test_a_stage_that_was_left_out_is_told(slm):

@@ -18,7 +18,7 @@ from osmotic.plugins.contract import Generation, Records, Weights
 from osmotic.plugins.models.transformers import TransformersConfig, TransformersModel
 from osmotic.plugins.testing import FakeContext, check_component
 from osmotic.schemas.errors import ComponentError, ConfigError, OsmoticError
-from osmotic.schemas.records import FieldSpec, RecordSchema
+from osmotic.schemas.records import FieldSpec, RecordSchema, numbered
 
 LABELS = ("bad", "fine", "good")
 SCHEMA = RecordSchema(fields={"label": FieldSpec(domain=LABELS), "text": FieldSpec(text=True)})
@@ -361,6 +361,78 @@ def test_adapters(folder):
         "lora_" in n or n.startswith("head.") for n in out["weights"].tensors
     )
     assert exam(model, out["weights"])["metrics"].values["accuracy_head"] > 0.6
+
+
+INSTRUCTIONS = RecordSchema(fields={"instruction": FieldSpec(text=True), "response": FieldSpec(text=True)})
+WRITTEN: dict[str, Any] = {"mode": "generation", "prompt": "w39 {{ instruction }} w38", "target": "{{ response }}"}
+
+
+def instructions(count: int, seed: int = 0, made: bool = False) -> Records:
+    """The response is the instruction's first word, twice; rows that a model made have numbers for ids."""
+    found = []
+    for i, row in enumerate(rows(count, seed)):
+        first = row["text"].split()[0]
+        identity = numbered(i) if made else f"i{seed}-{i}"
+        found.append({"id": identity, "instruction": row["text"], "response": f"{first} {first}"})
+    return Records(found)
+
+
+def test_instructions_and_responses_need_no_label(slm):
+    def context() -> FakeContext:
+        return FakeContext(models={"slm": slm}, record_schema=INSTRUCTIONS)
+
+    assert TaskTrainer.check(TaskTrainerConfig(**SETTINGS | WRITTEN), INSTRUCTIONS) == []
+    own, made = instructions(30), instructions(30, 1, made=True)
+    both = train(slm, own, made, context=context(), **WRITTEN, declare_examples=True)
+    assert both["weights"].meta["examples"] == 60 and both["curve"].data["notes"] == []
+    alone = train(slm, None, made, context=context(), **WRITTEN, steps=5)
+    assert equal(alone, train(slm, None, made, context=FakeContext(models={"slm": slm}), **WRITTEN, steps=5))  # of no data set
+    assert alone["curve"].data.keys() >= {"augmented"} and "own" not in alone["curve"].data
+    more = Records([{**row, "label": "bad", "source": 3} for row in made])  # what the templates do not name changes nothing
+    assert equal(alone, train(slm, None, more, context=context(), **WRITTEN, steps=5))
+    again = train(slm, own, context=context(), init=both["weights"], **WRITTEN, steps=1)
+    assert again["curve"].data["own"][0] < train(slm, own, context=context(), **WRITTEN, steps=1)["curve"].data["own"][0] / 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mode": "head", "target": None}, "no field 'label'"),
+        ({"target": None}, "give 'target', and no 'labels'"),
+        ({"labels": ("a", "b")}, "no field 'label'"),
+        ({"target": "{{ answer }}"}, "target: unknown slot"),
+    ],
+)
+def test_where_a_label_is_needed_it_is_missed(changes, message):
+    assert any(message in text for text in TaskTrainer.check(TaskTrainerConfig(**SETTINGS | WRITTEN | changes), INSTRUCTIONS))
+
+
+def test_rows_without_what_the_templates_name_are_told(slm):
+    with pytest.raises(ComponentError, match="augmented records lack 'response'"):
+        made = Records([{"id": numbered(0), "instruction": "w4"}])
+        train(slm, None, made, context=FakeContext(models={"slm": slm}, record_schema=INSTRUCTIONS), **WRITTEN)
+
+
+def test_adapters_whose_a_is_frozen_train_b_alone(folder):
+    lora = {"rank": 4, "target_modules": ("q_proj", "v_proj")}
+    frozen, usual = (
+        TransformersModel(TransformersConfig(path=str(folder), lora={**lora, **more})).build()
+        for more in ({"freeze_a": True}, {})
+    )
+    for changes in ({}, {"mode": "generation"}):
+        out = train(frozen, steps=60, learning_rate=0.05, **changes)["weights"]
+        bodies = [name for name in out.tensors if not name.startswith("head.")]
+        assert bodies and all("lora_B" in name for name in bodies) and len(out.meta["frozen"]) == 64
+        assert train(frozen, steps=1, init=out, **changes)["weights"].meta["frozen"] == out.meta["frozen"]
+        moved = Weights(out.tensors, {**out.meta, "frozen": "0" * 64})
+        with pytest.raises(ComponentError, match="another A"):
+            train(frozen, steps=1, init=moved, **changes)
+        with pytest.raises(ComponentError, match="another model"):
+            train(usual, steps=1, init=out, **changes)
+    head = train(frozen, steps=60, learning_rate=0.05)["weights"]
+    assert exam(frozen, head)["metrics"].values["accuracy_head"] > 0.6
+    with pytest.raises(ComponentError, match="another A"):
+        exam(frozen, Weights(head.tensors, {**head.meta, "frozen": "0" * 64}))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "bloom"])

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Model plugins: generation in batches, scores, training copies, weights put back, fingerprints, errors."""
 
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -10,11 +11,14 @@ import numpy as np
 import pytest
 
 from osmotic.plugins.contract import Generation, MaskedLM, NextToken, Scorer, TextGenerator, Trainable, Weights
+from osmotic.plugins.models.adapters import frozen_digest
 from osmotic.plugins.models.decoding import choose, rows_of
 from osmotic.plugins.models.masked import MaskedConfig, TransformersMasked
+from osmotic.plugins.models.options import FAST, LocalConfig, fingerprint_of
 from osmotic.plugins.models.smollm2 import SmolLm2, SmolLm2Config, gguf_file
 from osmotic.plugins.models.transformers import TransformersConfig, TransformersModel
 from osmotic.plugins.testing import check_model
+from osmotic.schemas.artifacts import canonical
 from osmotic.schemas.errors import ComponentError, ConfigError
 
 WORDS = [f"w{i}" for i in range(40)]
@@ -256,6 +260,42 @@ def test_adapters_start_equal_and_come_back_merged(pico):
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.inference_mode():
         assert torch.allclose(merged.module(input_ids=ids).logits, one.eval()(input_ids=ids).logits, atol=1e-4)
+
+
+def test_frozen_a_is_the_same_everywhere_and_in_no_weights(pico):
+    import torch
+
+    lora = {"rank": 2, "alpha": 4.0, "target_modules": ["q_proj", "v_proj"]}
+    adapted, usual = (build(pico, lora={**lora, **more}) for more in ({"freeze_a": True}, {}))
+    assert adapted.fingerprint != usual.fingerprint == build(pico, lora={**lora, "freeze_a": False}).fingerprint
+    (one, _), (two, _) = adapted.trainable(), adapted.trainable()
+    trained = {name: p for name, p in one.named_parameters() if p.requires_grad}
+    assert len(trained) == 4 and all("lora_B" in name for name in trained)
+    fixed = {name: p for name, p in one.named_parameters() if "lora_A" in name}
+    assert len(fixed) == 4 and all(torch.equal(p, dict(two.named_parameters())[name]) for name, p in fixed.items())
+    for p in fixed.values():  # as peft draws it: uniform, up to 1 / sqrt(columns)
+        assert 0.5 < float(p.abs().max()) * p.shape[1] ** 0.5 <= 1 and float(p.std()) > 0
+    generator = np.random.default_rng(1)
+    tensors = {n: generator.normal(size=p.shape).astype("float32") for n, p in trained.items()}
+    digest = frozen_digest(one)
+    merged = adapted.with_weights(Weights(tensors, {"base": adapted.fingerprint, "frozen": digest}))
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(torch.from_numpy(tensors[name]))
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.inference_mode():
+        assert torch.allclose(merged.module(input_ids=ids).logits, one.eval()(input_ids=ids).logits, atol=1e-4)
+    for meta in ({}, {"frozen": "0" * 64}):
+        with pytest.raises(ComponentError, match="another A"):
+            adapted.with_weights(Weights(tensors, {"base": adapted.fingerprint, **meta}))
+
+
+def test_models_without_a_frozen_a_keep_the_fingerprints_that_they_had():
+    config = LocalConfig(lora={"rank": 4}, device="cpu")
+    settings = config.model_dump(mode="json", exclude={*FAST, "weights", "seed"})
+    assert settings["lora"].pop("freeze_a") is False
+    said = canonical({"files": {"a": "b"}, "settings": settings})
+    assert fingerprint_of({"a": "b"}, config) == hashlib.sha256(said).hexdigest()
 
 
 def test_first_layers_only(pico, model):

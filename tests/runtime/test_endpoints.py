@@ -19,6 +19,7 @@ from osmotic.plugins.contract import Answer, Generation, ModelPlugin, Records
 from osmotic.plugins.host import Registered, Registry, build_registry
 from osmotic.plugins.models.openai import OpenAiConfig, OpenAiModel
 from osmotic.runtime import api
+from osmotic.runtime.answers import Answers
 from osmotic.runtime.endpoints import EndpointModel, crossing, granted
 from osmotic.runtime.flow import infer
 from osmotic.runtime.journal import TaskJournal
@@ -511,6 +512,116 @@ def test_an_origin_of_which_the_policy_says_less_elsewhere_sees_nothing_private_
     for remote, allowed in (((narrow,), True), ((wide, narrow), False)):
         label = travelling(SitePolicy(remote=remote), "north", "hub", "teacher", raw("north", "d"))
         assert (url in label.of("exposed")[0].observers) == allowed
+
+
+class Counting:
+    """A model that says how many answers it gave; one prompt fails."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, int]] = []
+
+    def stream(self, prompts: Any, how: Generation) -> Iterator[tuple[int, Answer]]:
+        for index, prompt in reversed(list(enumerate(prompts))):
+            self.asked.append((prompt, how.of(index).seed))
+            problem = "timeout" if prompt == "bad" else ""
+            yield index, Answer("" if problem else f"answer {len(self.asked)}", True, 1, problem=problem)
+
+    def generate(self, prompts: Any, how: Generation) -> list[Answer]:
+        return [answer for _, answer in sorted(self.stream(prompts, how))]
+
+    def log_likelihood(self, pairs: Any) -> list[tuple[float, int]]:
+        self.asked += [(prompt, -1) for prompt, _ in pairs]
+        return [(-float(len(prompt)), 1) for prompt, _ in pairs]
+
+
+@pytest.fixture
+def asking(shop: Any, toys: Registry, server: Any, tasks: Tasks) -> Iterator[Callable[..., Any]]:
+    """task, label, whether answers are kept -> (the model as that task has it, what the model itself was asked)."""
+    shop.defaults = listed(server)
+    ready, site = opened(shop, toys, server, tasks(asked=teach("clients", "safe")), "north", "clients")
+    inner = Counting()
+
+    def ask(task: str = "asked@north", label: Label = PUBLIC, keeps: bool = True) -> EndpointModel:
+        kept = Answers(site.ledger, ["teacher", "its key"] if keeps else None)
+        address = Address.parse(f"{server.origin}/v1")
+        return EndpointModel(site, task, "teacher", inner, address, lambda: label, kept)
+
+    ask.inner, ask.site = inner, site  # type: ignore[attr-defined]
+    yield ask
+    ready.close()
+
+
+def test_no_question_is_paid_twice_by_several_tasks(asking: Any) -> None:
+    first = asking().generate(["a", "b", "a"], Generation(seed=3))
+    assert asking.inner.asked == [("b", 3), ("a", 3)] and first[0] == first[2] != first[1]
+    came = list(asking("other@north").stream(["c", "b", "d", "a", "c"], Generation(seed=3)))
+    assert [index for index, _ in came] == [1, 3, 2, 0, 4] and dict(came)[1] == first[1] and dict(came)[3] == first[0]
+    assert [prompt for prompt, _ in asking.inner.asked[2:]] == ["d", "c"] and dict(came)[0] == dict(came)[4]
+    assert asking("third@north").generate(["a", "d"], Generation(seed=3)) == [first[0], dict(came)[2]]
+    assert len(asking.inner.asked) == 4
+
+
+def test_other_options_another_seed_and_what_failed_are_asked(asking: Any) -> None:
+    model, asked = asking(), asking.inner.asked
+    for how in (Generation(), Generation(seed=1), Generation(temperature=0.5), Generation(stop=("x",)), Generation(seeds=(7,))):
+        model.generate(["a"], how)
+    assert asked == [("a", 0), ("a", 1), ("a", 0), ("a", 0), ("a", 7)]
+    model.generate(["b", "a", "c"], Generation(seeds=(6, 7, 8)))
+    assert asked[5:] == [("c", 8), ("b", 6)]  # the seed of each goes with it
+    for _ in range(2):
+        assert dict(model.stream(["bad", "a"], Generation()))[0].problem == "timeout"
+    assert asked[7:] == [("bad", 0), ("bad", 0)]
+    for _ in range(2):
+        assert model.log_likelihood([("aa", "x"), ("b", "y")]) == [(-2.0, 1), (-1.0, 1)]
+    assert asked[9:] == [("aa", -1), ("b", -1)]
+
+
+def test_an_answer_that_is_known_is_in_the_account_of_everybody_who_asked(asking: Any) -> None:
+    folder = asking.site.ledger.folder
+    asking().generate(["a", "b"], Generation())
+    for _ in range(2):  # noted once a label
+        asking("other@north", released("south", "r")).generate(["a"], Generation())
+    list(asking("other@north").stream(["b", "c"], Generation()))
+    rows = [(r["edge"].partition("@")[0], r["direction"], r["word"], r["bytes"] > 0) for r in calls(folder)]
+    assert rows == [
+        ("asked", "out", "public", True),
+        ("asked", "in", "public", True),
+        ("other", "out", "protected", False),
+        ("other", "out", "public", True),
+        ("other", "in", "public", True),
+    ]
+
+
+def test_who_may_not_ask_is_not_told_what_is_known_and_a_peer_s_answers_are_not_kept(asking: Any) -> None:
+    asking().generate(["a"], Generation())
+    for ask in (
+        lambda: asking(label=raw("north", "items")).generate(["a"], Generation()),
+        lambda: next(asking(label=raw("north", "items")).stream(["a"], Generation())),
+        lambda: asking(label=raw("north", "items")).log_likelihood([("a", "b")]),
+    ):
+        with pytest.raises(MembraneError, match="protected data only") as caught:
+            ask()
+        assert "which questions are asked depends on all that the task has read" in caught.value.problems[0].why
+        assert "in a task of its own" in caught.value.problems[0].fix
+    assert len(asking.inner.asked) == 1
+    asking(keeps=False).generate(["a", "a"], Generation())
+    asking(keeps=False).generate(["z"], Generation())
+    assert asking.inner.asked[1:] == [("a", 0), ("a", 0), ("z", 0)]
+    asking().generate(["z"], Generation())
+    assert len(asking.inner.asked) == 5
+
+
+def test_two_tasks_of_a_run_pay_once(run: Any, shop: Any, server: Any, tasks: Tasks) -> None:
+    shop.defaults = listed(server)
+    again = teach("server", "safe")
+    again["config"] = {**again["config"], "batch": 3}
+    run(tasks(asked=teach("server", "safe")), models(server))
+    asked, folder = len(server.prompts), shop.home / "parties" / "hub"
+    run(tasks(asked=teach("server", "safe"), again=again), models(server))
+    assert len(server.prompts) == asked > 0
+    rows = [r for r in calls(folder) if r["edge"].startswith("again") and r["direction"] == "out"]
+    assert [(r["word"], r["to"], r["bytes"]) for r in rows] == [("protected", server.origin, 0)] * 2
+    assert verify(shop.home)["problems"] == []
 
 
 class Telling(OpenAiConfig):

@@ -43,7 +43,7 @@ def test_private_data_does_not_cross_and_the_message_has_line_and_ways(graph: Bu
     first = flow.refusals[0]
     assert first.what == "refused: private data of north (numbers) would cross: the plan asks for no waiver"
     assert first.where == "toy.yaml:8:54" and first.path == "tasks.average.inputs.models"
-    assert first.why == "crossing north -> hub"
+    assert first.why == "crossing north -> hub; whatever it says, it depends on all that went into it"
     assert "dp_sanitizer" in first.fix and "same role" in first.fix and "waive: REASON" in first.fix
 
 
@@ -174,8 +174,12 @@ def test_raw_data_of_one_party_never_goes_on_from_another(graph: Build) -> None:
     assert why == "raw data of north at hub"
 
 
-def test_a_party_whose_policy_is_not_known_is_taken_to_have_private_data(graph: Build) -> None:
+def test_a_party_whose_policy_is_not_known_is_taken_to_have_private_data_and_checks_for_itself(graph: Build) -> None:
     many = graph(AVERAGING.replace("MODELS", "local"), "parties.clients=9")
     flow = infer(many, {})
-    assert len(flow.refusals) == 9
-    assert flow.refusals[8].what.startswith("refused: private data of party-8 (numbers) would cross")
+    assert flow.refusals == []
+    assert {label.word for (_, producer, _), label in flow.crossing.items() if producer.startswith("local")} == {"exposed"}
+    own = infer(many, {"party-8": policy()})
+    assert [refusal.what for refusal in own.refusals] == [
+        "refused: private data of party-8 (numbers) would cross: the plan asks for no waiver"
+    ]

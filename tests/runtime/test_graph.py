@@ -408,6 +408,17 @@ tasks:
         "report.samples.some:",
         "write it as task.port\n    a.records",
     ),
+    (
+        "tasks: {a: {component: load, at: clients}}\nreport: {samples: {some: {from: a.records, where: {arms: x}}}}",
+        "report.samples.some.where.arms:",
+        "unknown axis 'arms'",
+    ),
+    (
+        "matrix: {arm: [x]}\ntasks: {a: {component: load, at: clients, matrix: [arm]}}\n"
+        "report: {samples: {some: {from: a.records, where: {arm: z}}}}",
+        "report.samples.some.where.arm:",
+        "the axis 'arm' has no value 'z'",
+    ),
 ]
 
 

@@ -51,3 +51,15 @@ def test_nothing_is_said_where_only_protected_data_are_shown(shop: Any, tasks: T
     assert summary["samples"][0]["withheld"] and len(summary["samples"][1]["rows"]) == 3
     assert summary["guarantee"]["shown"] is False
     assert SHOWN not in result_text(summary) + (shop.home / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_sample_says_how_many_records_and_of_which_task(shop: Any, tasks: Tasks, toys: Registry) -> None:
+    shop.binding = {"purpose": "benchmark"}
+    of_arm = {"from": "items.records", "rows": 5, "where": {"arm": "b"}}
+    made = tasks()
+    made["items"]["matrix"] = ["arm"]
+    made = {"items": made["items"], "safe": made["safe"]}
+    report = {"samples": {"Five": of_arm, "Three": "items.records"}}
+    summary = api.run(shop.write(made, matrix={"arm": ["a", "b"]}, report=report), home=shop.home, registry=toys)
+    found = {sample["title"]: (sample["task"], len(sample["rows"])) for sample in summary["samples"]}
+    assert found == {"Five": ("items[arm=b]@north", 5), "Three": ("items[arm=a]@north", 3)}
