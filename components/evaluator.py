@@ -164,7 +164,8 @@ class Evaluator(Component[EvaluatorConfig]):
     def _prompted(self, records: Records, prompt: Document | None) -> Records:
         """The records with the prompt filled in for each as the field `prompt`; as they are where no prompt came.
 
-        Raises ComponentError for a slot without the input, the input without a slot, and records that have such a field.
+        Raises ComponentError for a slot without the input, the input without a slot, records that have such a field, and a
+        prompt that shows the gold label.
         """
         templates = {key: text for key in PROMPTS if (text := getattr(self.config, key)) is not None}
         used = [key for key, text in templates.items() if PROMPT in slots(text, key)]
@@ -180,7 +181,11 @@ class Evaluator(Component[EvaluatorConfig]):
         if not used:
             fix = "write {{ prompt }} into label_prompt"
             raise ComponentError(Problem("the input 'prompt' is used by no template", path="label_prompt", fix=fix))
-        shown = _rendered(records, Prompt.of_json(prompt.data).template, "prompt.template")
+        given, gold = Prompt.of_json(prompt.data), slots(self.config.label_target, "label_target")
+        if gold and gold <= given.slots:
+            what, why = "the prompt shows the gold label", f"it has the slot {', '.join(sorted(gold))}"
+            raise ComponentError(Problem(what, path="prompt", why=why, fix="tune a prompt that does not ask for it"))
+        shown = _rendered(records, given.template, "prompt.template")
         return Records([{**row, PROMPT: text} for row, text in zip(records, shown, strict=True)])
 
     def _outputs(self, sheet: "_Sheet") -> Outputs:

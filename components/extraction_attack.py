@@ -145,7 +145,7 @@ class ExtractionAttack(Component[ExtractionAttackConfig]):
         _enough(kept, left_out)
         seed = context.rng("bootstrap").getrandbits(63)
         found = bootstrap(as_array(kept["members"]), as_array(kept["others"]), self.config.draws, seed, _measured)
-        notes = self._notes(members, others, left_out)
+        notes = self._notes(members, others, left_out) + self._too_few(questions) + _no_width(found, kept)
         seams = sum(not same for row in texts.values() for _, same in row)
         notes += [f"{seams} prompts are cut into other tokens with their prefix than in training: weaker"] if seams else []
         values = _flat(found) | {side: float(len(kept[side])) for side in SIDES}
@@ -206,11 +206,14 @@ class ExtractionAttack(Component[ExtractionAttackConfig]):
                 notes.append(f"{counts['short']} of the {side} have no words after the prefix: left out")
             if counts["unanswered"]:
                 notes.append(f"{counts['unanswered']} of the {side} got no answer: left out")
-        if self.config.max_new_tokens < self.config.exact:
-            notes.append(
-                f"max_new_tokens {self.config.max_new_tokens}: an answer seldom has the {self.config.exact} exact tokens"
-            )
         return notes
+
+    def _too_few(self, questions: dict[str, list[Question]]) -> list[str]:
+        """That answers end before what must be exact does."""
+        most, exact = self.config.max_new_tokens, self.config.exact
+        sizes = [min(exact, len(verbatim(one.truth))) for found in questions.values() for one in found]
+        count = sum(size > most for size in sizes)
+        return [f"max_new_tokens {most}: {count} of {len(sizes)} answers seldom have all exact tokens"] if count else []
 
 
 def verbatim(text: str) -> list[str]:
@@ -234,6 +237,14 @@ def _flat(found: dict[str, Interval]) -> dict[str, float]:
     gaps = {name: one for name, one in found.items() if name.endswith("_gap")}
     values |= {f"{name}_low": one.low for name, one in gaps.items()}
     return values | {f"{name}_high": one.high for name, one in gaps.items()}
+
+
+def _no_width(found: dict[str, Interval], kept: dict[str, list[tuple[float, float, float]]]) -> list[str]:
+    """Where all scores of a side are alike, samples of them are, too: an interval without width is no certainty."""
+    names = [name for name, one in found.items() if name.endswith("_gap") and one.low == one.high]
+    fewest = min(map(len, kept.values()))
+    why = f"the scores of a side are all alike; with {fewest} records a share of up to {min(1.0, 3 / fewest):.2g} can go unseen"
+    return [f"{', '.join(names)}: an interval without width: {why}"] if names else []
 
 
 def _enough(kept: dict[str, list[tuple[float, float, float]]], left_out: dict[str, dict[str, int]]) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from osmotic.components.instructing.demonstrations import examples_of
-from osmotic.components.instructing.settings import stage, weighted
+from osmotic.components.instructing.settings import weighted
 from osmotic.components.matching import unique
 from osmotic.components.scoring import Score, scored
 from osmotic.components.templates import check_slots, compile_template, slots
@@ -84,7 +84,7 @@ class IfsSelector(Component[IfsSelectorConfig]):
         model = weighted(context.model(config.model), config.model, weights)
         told, bare = self._losses(context, model, rows)
         ratios = [loss / max(base, LEAST) for loss, base in zip(told, bare, strict=True)]
-        chosen = self._chosen(context, ratios, weights)
+        chosen = self._chosen(context, ratios)
         scores = [
             {"id": row["id"], "ifs": ratio, "loss": loss, "bare_loss": base, "kept": i in chosen}
             for i, (row, ratio, loss, base) in enumerate(zip(rows, ratios, told, bare, strict=True))
@@ -105,11 +105,11 @@ class IfsSelector(Component[IfsSelectorConfig]):
         told = scored(context, model, pairs, config.batch, "with the instruction", "told")
         return _mean(told), _mean(scored(context, model, bare, config.batch, "without it", "bare"))
 
-    def _chosen(self, context: Context, ratios: Sequence[float], weights: Weights | None) -> set[int]:
+    def _chosen(self, context: Context, ratios: Sequence[float]) -> set[int]:
         """Numbers of the rows that stay."""
         order = list(range(len(ratios)))
         if self.config.order == "random":
-            context.rng(stage("selection", weights)).shuffle(order)
+            context.rng("selection").shuffle(order)
         else:
             sign = 1 if self.config.order == "lowest" else -1
             order.sort(key=lambda i: sign * ratios[i])  # stable: of equal ones the first

@@ -20,13 +20,14 @@ from osmotic.components.instructing.demonstrations import Layout, Prompts, examp
 from osmotic.components.instructing.forms import form_reason, plain
 from osmotic.components.instructing.nearness import Known
 from osmotic.components.instructing.rounds import COPY, CUT, NO_MATCH, REPEAT, draw
-from osmotic.components.instructing.settings import SynthesisConfig, stage, weighted
+from osmotic.components.instructing.settings import SynthesisConfig, weighted
 from osmotic.components.metrics import parse
 from osmotic.components.teaching.asking import Asking, Reply
 from osmotic.plugins.contract import Component, Context, Document, Out, Outputs, Records, Weights
 from osmotic.schemas.records import RecordSchema, numbered
 
 COLUMNS = ("id", "instruction")
+STREAM = "instructions"  # of chance: the same in every arm, another in every round
 
 
 class InstructionSynthesizerConfig(SynthesisConfig):
@@ -80,15 +81,14 @@ class InstructionSynthesizer(Component[InstructionSynthesizerConfig]):
         local = examples_of(records, {"instruction": config.instruction_field})
         prompts = Prompts(_layout(config), local, config.demonstrations)
         model = weighted(context.model(config.model), config.model, weights)
-        step, known = stage("instructions", weights), Known(
-            [row["instruction"] for row in local] if config.compare else [], config.rouge_l, config.longest_run
-        )  # fmt: skip
+        compared = [row["instruction"] for row in local] if config.compare else []
+        known = Known(compared, config.rouge_l, config.longest_run)
         how = config.how(config.max_new_tokens, config.stop)
-        asking = Asking[int](config.model, how, config.batch, max_failures=config.max_failures, stream=step, asked=model)
+        asking = Asking[int](config.model, how, config.batch, max_failures=config.max_failures, stream=STREAM, asked=model)
         taken: dict[str, str] = {}
 
         def written(attempt: int) -> list[str]:
-            return prompts.written(context.rng(f"demonstrations of {step} {attempt}"), [{}] * config.candidates)
+            return prompts.written(context.rng(f"demonstrations of {STREAM} {attempt}"), [{}] * config.candidates)
 
         def take(number: int, reply: Reply) -> str:
             text = self._text(reply)

@@ -8,6 +8,11 @@ in their order. One client's prompt, or that of all, is returned as it is; the p
 with `guard` unless the new one is at least as good on public records, as the black box answers them: the call is a crossing
 like any other.
 
+By the paper's rule a word that one client alone has put in hardly ever stays, for what stood there is at all others; see
+`prefer`, and `merging` for why. No rule here is made against a client that lies: it cannot make a cluster by itself, nor a
+prompt longer than the usual one, but with a word like others' it may speak for them, and with `prefer: changed` it can put
+words wherever no other client changed one. `guard` is what there is against it.
+
 Guarantee: none, and none is voided. An upload is numbers of public words, and still follows its client's private classes: it
 crosses under a waiver, or not at all. What comes out has the labels of everything that came in.
 """
@@ -19,9 +24,20 @@ from typing import Any
 
 from pydantic import Field
 
-from osmotic.components.prompting.clusters import NOISE, need_sklearn
+from osmotic.components.prompting.clusters import NOISE, need_sklearn, same
 from osmotic.components.prompting.judging import Judge, Labels, Verbalizer, label_problems, words_of
-from osmotic.components.prompting.merging import Clustering, Group, Merged, NoisePolicy, Rules, Spot, merged, spots_of
+from osmotic.components.prompting.merging import (
+    STILL,
+    Clustering,
+    Group,
+    Merged,
+    NoisePolicy,
+    Prefer,
+    Rules,
+    Spot,
+    merged,
+    spots_of,
+)
 from osmotic.components.prompting.prompts import FROZEN, Prompt, Token
 from osmotic.components.prompting.words import Words, decoded
 from osmotic.components.vectors import vectors
@@ -44,6 +60,7 @@ from osmotic.schemas.source import did_you_mean
 
 LONGEST = 4096  # tokens of an upload
 WORD = 4  # bytes of an id
+ALIKE = 2  # words that may well have one vector
 AUDIT = ("id", "client", "position", "token", "cluster", "weight", "kept", "place")
 CHANGES = ("id", "place", "before", "after", "frozen", "cluster", "weight", "client")
 
@@ -65,13 +82,19 @@ class PromptAggregatorConfig(Config):
         description="dbscan: eps is at most this share of the median distance between words. null: the knee alone decides, "
         "which puts words together that have nothing to do with each other where there are no clusters.",
     )
-    clusters: int | None = Field(None, ge=1, description="kmeans: how many. Default: as many as the median prompt has tokens.")
+    clusters: int | None = Field(None, ge=1, description="kmeans: how many. Default: as many as there are places.")
     noise: NoisePolicy = Field("keep_top_m", description="What becomes of words without a cluster.")
     keep: int | None = Field(
         None, ge=0, description="keep_top_m: how many. Default: so many that the length is the median of the prompts'."
     )
+    prefer: Prefer = Field(
+        "all",
+        description="all: every token is compared, the paper's rule; a word that one client alone changed hardly ever stays. "
+        "changed: at a place that a client changed, the new words are compared alone, and one of them takes it, so that one "
+        "client may change a prompt by itself; all other places stay as they are.",
+    )
     max_tokens: int | None = Field(
-        None, ge=1, le=LONGEST, description="Of the new prompt, frozen ones counted. Default: as many as the longest one has."
+        None, ge=1, le=LONGEST, description="Of the new prompt, frozen ones counted. Default: as many as the median prompt has."
     )
     guard: bool = Field(False, description="Keep the previous prompt if the new one is worse on the input `public`.")
     model: ModelName | None = Field(None, description="guard: the black box.")
@@ -131,7 +154,7 @@ class PromptAggregator(Component[PromptAggregatorConfig]):
         given = {client: _numbers(client, data, before, words) for client, data in sent.items()}
         if not given:
             raise DataError(Problem("no client sent a prompt", path="uploads"))
-        made = self._merged(context, given, words, config.rules(len(before.tokens) - len(before.free)))
+        made = self._merged(context, given, before, words)
         after = _assembled(before, given, made.chosen, words)
         scores = self._guarded(context, before, after, public) if config.guard and public is not None else None
         kept = before if not made.chosen or (scores and scores["kept"] == "previous") else after
@@ -153,11 +176,16 @@ class PromptAggregator(Component[PromptAggregatorConfig]):
             raise ConfigError(Problem("there is no prompt that the uploads are edits of", path="prompt", fix=fix))
         return Prompt.parse(self.config.prompt, words_of(self.config.labels).values())
 
-    def _merged(self, context: Context, given: Mapping[str, list[int]], words: Words, rules: Rules) -> Merged:
-        """The free tokens of the new prompt."""
-        spots = spots_of(given)
+    def _merged(self, context: Context, given: Mapping[str, list[int]], before: Prompt, words: Words) -> Merged:
+        """The free tokens of the new prompt. Raises ConfigError for an embedder that tells no word from another."""
+        rules = self.config.rules(len(before.tokens) - len(before.free))
+        spots = spots_of(given, [-1 if token.frozen else words.id(token.text) for token in before.tokens])
         numbers = sorted({spot.number for spot in spots})
         found = vectors(context.model(self.config.embedder), [words.word(number) or "" for number in numbers])
+        if len(numbers) > ALIKE and rules.clustering != "none" and same(found):
+            what = f"the embedder {self.config.embedder!r} gives {len(numbers)} different words the same vector"
+            why = "all of them would be one cluster, and the prompt one word"
+            raise ConfigError(Problem(what, path="embedder", why=why, fix="name another one, or 'clustering: none'"))
         seed = context.rng("clusters").getrandbits(32)
         return merged(spots, dict(zip(numbers, found, strict=True)), rules, seed)
 
@@ -220,16 +248,17 @@ def _placed(before: Prompt, numbers: Sequence[int], spot: Spot, words: Words, ma
 
 def _report(sent: Mapping[str, Any], given: Mapping[str, list[int]], made: Merged, kept: Prompt) -> dict[str, Any]:
     """What the aggregation did, in numbers."""
-    clusters = [group for group in made.groups if group.cluster != NOISE]
-    noise = len(made.groups) - len(clusters)
+    noise, still = (sum(group.cluster == kind for group in made.groups) for kind in (NOISE, STILL))
     about: dict[str, Any] = {
         "clients": list(given),
         "tokens": len(made.weights),
         "different": len({spot.number for spot in made.weights}),
-        "clusters": len(clusters),
+        "clusters": len(made.groups) - noise - still,
         "noise": noise,
         "noise kept": sum(group.cluster == NOISE for group in made.chosen),
         "over max_tokens": len(made.over),
+        "unchanged": still,
+        "gave way": len(made.yielded),
         "length": len(kept.free),
         "bytes": {
             client: {"ids": WORD * len(numbers), "sent": len(canonical(sent[client]))} for client, numbers in given.items()
@@ -261,6 +290,10 @@ def _audit(
                 rows.append(row | {"place": fixed[-1 - number]})
                 continue
             spot = spot_at[(client, position)]
+            if spot in made.yielded:
+                row |= {"token": words.word(number), "cluster": "", "weight": made.weights[spot], "kept": "gave way"}
+                rows.append(row | {"place": None})
+                continue
             kept = _fate(spot, group_of[spot], speaking, made, after is None)
             row |= {"token": words.word(number), "cluster": _named(group_of[spot]), "weight": made.weights[spot], "kept": kept}
             rows.append(row | {"place": chosen.get(spot)})
@@ -277,7 +310,7 @@ def _fate(spot: Spot, group: Group, speaking: set[Spot], made: Merged, guarded: 
 
 
 def _named(group: Group) -> str:
-    return "noise" if group.cluster == NOISE else str(group.cluster)
+    return {NOISE: "noise", STILL: "unchanged"}.get(group.cluster, str(group.cluster))
 
 
 def _changes(before: Prompt, kept: Prompt, made: Merged, changed: bool) -> list[dict[str, Any]]:

@@ -8,9 +8,11 @@ anywhere, at the server too (`each: party`): rows that crossed are released, and
 
 Guarantee: none of its own; the answers are as private as `records` is. With `batch: 1` a row is asked by itself, greedily, and
 its answers depend on that row and on the candidates alone: `prompt_voter` needs this of answers about private records, for a
-record is charged for its own vote. In larger batches the rounding of one row depends on its neighbours; the plan knows. How
-many queries there will be follows from the number of rows and of candidates, and `max_queries` refuses before the first:
-a budget that ends midway would let one row decide whether another is answered.
+record is charged for its own vote. So a row whose text another row has is asked all the same, not given that one's answer. In
+larger batches alike texts are asked once, and the rounding of one row depends on its neighbours; the plan knows. How many
+queries there will be follows from the number of rows and of candidates, and `max_queries` refuses before the first: a budget
+that ends midway would let one row decide whether another is answered. A text that the model will not take (too long, refused)
+is a wrong answer of that row, and no end of the task; a model that fails otherwise ends it, which others see.
 """
 
 from collections.abc import Sequence
@@ -74,12 +76,14 @@ class PromptAnswerer(Component[PromptAnswererConfig]):
         offered, config = Candidates.of_json(candidates.data), self.config
         self._check(records, offered)
         verbalizer, how, alone = Verbalizer.of(config.labels), Generation(config.max_new_tokens), config.batch == 1
-        asker = Asker(context, config.model, how, len(offered.prompts) if alone else config.batch)
         templates = [compile_template(prompt.template, "candidates") for prompt in offered.prompts]
         shown = [{name: "" if row[name] is None else str(row[name]) for name in config.fields} for row in records]
+        ids = [str(row["id"]) for row in records]
+        groups = [(name, [row]) for name, row in zip(ids, shown, strict=True)] if alone else [("", shown)]
         made: list[list[str]] = []
-        for group in ([row] for row in shown) if alone else (shown,):  # never two records in one call, where they are private
+        for owner, group in groups:  # never two records in one call, nor one's answer for another, where they are private
             context.progress(len(made), len(shown), "rows that were answered")
+            asker = Asker(context, config.model, how, len(templates) if alone else config.batch, owner=owner)
             texts = iter(asker.texts([template.render(row) for row in group for template in templates]))
             made += [[_read(verbalizer, next(texts)) for _ in templates] for _ in group]
         context.progress(len(shown), len(shown), "rows that were answered")

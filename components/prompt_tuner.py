@@ -4,11 +4,11 @@
 From the prompt of the round on, a masked language model proposes a word for a position, the black box answers the client's
 records (and public ones) with it, and the accuracy alone decides whether it stays. Only words change: slots, label words and
 whatever stands in [[ ... ]] are frozen. An upload is the tokens' numbers. What the paper leaves open, and is decided here:
-answers are compared on one batch a round; `prompt` is the one that did best on a part held out from the search, so that it is
-not merely the luckiest (its accuracy there is one of a few that were compared: a test set measures it). A prompt that is equal
-and likelier is taken, too. With early rejection (`osmotic.components.prompting.racing`) a comparison ends as soon as a prompt
-cannot, or will hardly, be better; "equal" is then said of some answers, and such a step is given only once a better prompt with
-it was judged in full.
+answers are compared on one batch a round, drawn anew in each; `prompt` is the one that did best on a part held out from the
+search, so that it is not merely the luckiest (its accuracy there is one of a few that were compared: a test set measures it).
+A prompt that is equal and likelier is taken, too. With early rejection (`components.prompting.racing`) a comparison ends as
+soon as a prompt cannot, or will hardly, be better; "equal" is then said of some answers, and such a step is given only once a
+better prompt with it was judged in full.
 
 Guarantee: none. The prompt follows the private labels through what was accepted and what was not, and so do the upload and each
 call of a model: that the texts of the records are sanitised covers their words, not this. All outputs are as private as the
@@ -26,7 +26,7 @@ from osmotic.components.prompting import racing
 from osmotic.components.prompting.judging import Asker, Judge, Labels, Verbalizer, label_problems, words_of
 from osmotic.components.prompting.prompts import Prompt
 from osmotic.components.prompting.proposals import EDIT, EditorProposals, MaskedProposals, Proposals, RandomProposals
-from osmotic.components.prompting.tuning import TRACE, Part, Row, Tuning
+from osmotic.components.prompting.tuning import TRACE, Part, Row, Tuning, stream
 from osmotic.components.prompting.words import LEAST, Words, encoded
 from osmotic.components.templates import check_slots
 from osmotic.plugins.contract import (
@@ -58,6 +58,7 @@ class PromptTunerConfig(Config):
     editor: ModelName | None = Field(None, description="llm_editor: a text generator that suggests words.")
     editor_prompt: str = Field(EDIT, description="Jinja2 over `prompt` (with [MASK] in it) and `word`, that stood there.")
     editor_tokens: int = Field(32, ge=1, description="Length of an editor's answer.")
+    editor_queries: int | None = Field(None, ge=1, description="At most so many answers of the editor a round.")
     feedback: bool = Field(True, description="false: every proposal is taken, nothing is judged (an ablation).")
     iterations: int = Field(30, ge=1, le=100_000)
     queries: int | None = Field(None, ge=1, description="At most so many answers of the black box a round; null: no limit.")
@@ -142,11 +143,11 @@ class PromptTuner(Component[PromptTunerConfig]):
         if config.proposals == "mlm":
             return MaskedProposals(masked, words, config.top_k)
         if config.proposals == "random":
-            return RandomProposals(words, config.top_k, context.rng("random proposals"))
+            return RandomProposals(words, config.top_k, stream(context, "random proposals"))
         if config.editor is None:
             raise ConfigError(Problem("needed for the proposals 'llm_editor'", path="editor"))
         how = Generation(config.editor_tokens)
-        asker = Asker(context, config.editor, how, config.at_once, name="editor")
+        asker = Asker(context, config.editor, how, config.at_once, config.editor_queries, "editor")
         return EditorProposals(asker, config.editor_prompt, words, config.top_k)
 
 
@@ -185,7 +186,7 @@ def _parts(context: Context, config: PromptTunerConfig, records: Records, public
     ordered = sorted(records, key=lambda row: hashlib.sha256(str(row["id"]).encode("utf-8", "replace")).digest())
     held = min(len(ordered) - 1, math.ceil(config.held_out * len(ordered)))
     rest = ordered[held:]
-    batch = context.rng("batch").sample(rest, min(config.batch, len(rest)))
+    batch = stream(context, "batch").sample(rest, min(config.batch, len(rest)))
     shared = list(public or ()) if config.rho else []
     return _part(config, batch, shared), _part(config, ordered[:held], [])
 
@@ -203,6 +204,6 @@ def _check_classes(rows: Any, config: PromptTunerConfig, path: str) -> None:
         if config.label_field not in row:
             fix = did_you_mean(config.label_field, row)
             raise DataError(Problem(f"a record has no field {config.label_field!r}", path=path, fix=fix))
-        if row[config.label_field] not in known:
+        if str(row[config.label_field]) not in known:
             what = f"a record is of the class {row[config.label_field]!r}, which has no word"
             raise DataError(Problem(what, path=path, why=f"labels: {', '.join(known)}", fix="add it to 'labels'"))

@@ -19,13 +19,14 @@ from osmotic.components.instructing.demonstrations import Layout, Prompts, examp
 from osmotic.components.instructing.forms import form_reason
 from osmotic.components.instructing.nearness import Known
 from osmotic.components.instructing.rounds import COPY, CUT, MARKER_TWICE, NO_MARKER, Drawn, draw
-from osmotic.components.instructing.settings import SynthesisConfig, stage, weighted
+from osmotic.components.instructing.settings import SynthesisConfig, weighted
 from osmotic.components.teaching.asking import Asking, Reply
 from osmotic.plugins.contract import Component, Context, Document, Out, Outputs, Records, Weights
 from osmotic.schemas.errors import DataError, Problem
 from osmotic.schemas.records import RecordSchema, numbered
 
 COLUMNS = ("id", "instruction", "response")
+STREAM = "responses"  # of chance: the same in every arm, another in every round
 Example = Mapping[str, str]
 
 
@@ -101,18 +102,18 @@ class ResponseSynthesizer(Component[ResponseSynthesizerConfig]):
         self, context: Context, local: Sequence[Example], asked: Sequence[Example], weights: Weights | None
     ) -> tuple[Drawn, dict[int, str]]:
         """(what became of every instruction, number of an instruction -> its response)."""
-        config, step = self.config, stage("responses", weights)
+        config = self.config
         prompts = Prompts(_layout(config), local, config.demonstrations)
         model = weighted(context.model(config.model), config.model, weights)
         compared = local if config.compare else []
         single = Known([row["response"] for row in compared], config.rouge_l, config.longest_run)
         whole = Known([_whole(row) for row in compared], config.rouge_l, config.longest_run)
         how = config.how(config.max_new_tokens, config.stop)
-        asking = Asking[int](config.model, how, config.batch, max_failures=config.max_failures, stream=step, asked=model)
+        asking = Asking[int](config.model, how, config.batch, max_failures=config.max_failures, stream=STREAM, asked=model)
         responses: dict[int, str] = {}
 
         def written(attempt: int) -> list[str]:
-            return prompts.written(context.rng(f"demonstrations of {step} {attempt}"), asked)
+            return prompts.written(context.rng(f"demonstrations of {STREAM} {attempt}"), asked)
 
         def take(number: int, reply: Reply) -> str:
             text, reason = self._read(reply)

@@ -6,9 +6,10 @@ that it did is noted for it, as if the question had gone once more. What failed 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
+from osmotic.plugins.contract import Answer
 from osmotic.runtime.journal import TaskJournal
 from osmotic.runtime.ledger import Ledger
 from osmotic.schemas.messages import fingerprint
@@ -32,7 +33,8 @@ class Answers:
     """What one model said to one party's tasks. `model` names it and says what it is; None: nothing is kept or found."""
 
     def __init__(self, ledger: Ledger, model: Sequence[str] | None) -> None:
-        self._journal = None if model is None else TaskJournal(ledger, fingerprint(["answers", *model]), "calls")
+        form = [field.name for field in fields(Answer)]  # those of a version with other fields are asked anew
+        self._journal = None if model is None else TaskJournal(ledger, fingerprint(["answers", form, *model]), "calls")
 
     def sort(self, method: str, items: Sequence[Any]) -> Questions:
         """Which of these were answered before. items: of plain values."""

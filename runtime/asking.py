@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from osmotic.plugins.building import is_document, mechanism_config, split
+from osmotic.plugins.contract import Records
 from osmotic.runtime import flow, record_asks
 from osmotic.runtime.charging import by_kind, cap_of, check_cap, in_words
 from osmotic.runtime.checks import Configs, build_model, datasets_of, model_fields, releases
@@ -17,11 +18,14 @@ from osmotic.runtime.graph import Edge, Graph, Instance
 from osmotic.runtime.histograms import event_of
 from osmotic.runtime.noisy_sums import check_plan
 from osmotic.schemas.errors import ConfigError, Problem, RefusedError
+from osmotic.schemas.labels import Label
 from osmotic.schemas.noise import ClientNoise, CountNoise, VoteNoise
 from osmotic.schemas.source import did_you_mean
 
 if TYPE_CHECKING:
     from osmotic.runtime.site import Site
+
+Raw = Callable[[Edge], bool]  # whether the artifact of an edge is private
 
 
 class OwnModels:
@@ -94,7 +98,8 @@ def objections(site: "Site", graph: Graph, configs: Configs) -> list[Problem]:
     seen: set[str] = set()
     for instance in graph.at(site.party):  # each round has its own inputs
         if is_feedback(configs.of(instance)) and releases(graph.nodes[instance.node]):
-            problems += _located(graph, instance, "epsilon", partial(_check_own, graph, configs, instance, seen))
+            raw = partial(_computed, graph)
+            problems += _located(graph, instance, "epsilon", partial(check_own, graph, configs, instance, seen, raw))
     for instance, config, dataset in asked_by(graph, configs, graph.at(site.party)):
         if record_asks.noise_in(config):
             continue
@@ -104,6 +109,12 @@ def objections(site: "Site", graph: Graph, configs: Configs) -> list[Problem]:
     for node in sorted({instance.node for instance in graph.at(site.party)}):
         problems += _client_sums(site, graph, configs, node)
     return list(dict.fromkeys(problems))
+
+
+def _computed(graph: Graph, edge: Edge) -> bool:
+    """Whether an output is neither a release nor a source, as its component declares it."""
+    outputs = graph.nodes[graph.instances[edge.producer].node].component.outputs
+    return bool(outputs[edge.port].label == "join")
 
 
 def _client_sums(site: "Site", graph: Graph, configs: Configs, node: str) -> list[Problem]:
@@ -152,25 +163,33 @@ def _check(site: "Site", graph: Graph, dataset: str, config: Any) -> None:
             raise RefusedError(Problem(what, why=f"cap of {dataset!r}: {cap:g} a document", fix="lower epsilon"))
 
 
-def _check_own(graph: Graph, configs: Configs, instance: Instance, seen: set[str]) -> None:
+def check_own(graph: Graph, configs: Configs, instance: Instance, seen: set[str], raw: Raw) -> None:
     """Raise RefusedError when a feedback bit may depend on other documents than its own: those would not be charged for it.
 
     What came from elsewhere, and what was released, is the same for every document; rows computed here must not be mixed.
-    seen: instances that are known not to mix, which is added to.
+    seen: instances that are known not to mix, which is added to. raw: which artifacts are private.
     """
     waiting = [instance]
     while waiting:
         for edge in waiting.pop().edges():
             before = graph.instances[edge.producer]
             node = graph.nodes[before.node]
-            if edge.crossing or before.id in seen or node.component.outputs[edge.port].label != "join":
+            if edge.crossing or node.component.outputs[edge.port].label == "source" or not raw(edge):
                 continue
-            if node.component.mixes(configs.of(before)):
+            if mixing(graph, configs, edge):
                 what = f"feedback may not depend on {before.node!r}: a row of it may depend on other records"
                 why = "each document pays for its own bit alone"
                 raise RefusedError(Problem(what, why=why, fix="leave out rules and components that compare records"))
-            seen.add(before.id)
-            waiting.append(before)
+            if before.id not in seen:
+                seen.add(before.id)
+                waiting.append(before)
+
+
+def mixing(graph: Graph, configs: Configs, edge: Edge) -> bool:
+    """Whether a row of an artifact computed here may depend on other records than its own; what has no rows depends on all."""
+    before = graph.instances[edge.producer]
+    component = graph.nodes[before.node].component
+    return component.outputs[edge.port].kind is not Records or component.mixes(configs.of(before))
 
 
 def _mixed(site: "Site", graph: Graph, configs: Configs) -> list[Problem]:
@@ -179,20 +198,28 @@ def _mixed(site: "Site", graph: Graph, configs: Configs) -> list[Problem]:
     labels = flow.infer(graph, {site.party: site.policy}).labels if asking else {}
     problems = []
     for instance in asking:
-        private = [edge for edge in instance.edges() if not edge.crossing and labels[(edge.producer, edge.port)].of("raw")]
-        private = [edge for edge in private if not own_rows(graph, configs, instance, edge)]
+        raw = partial(_is_raw, labels)
+        private = [edge for edge in instance.edges() if not edge.crossing and raw(edge)]
+        private = [edge for edge in private if not own_rows(graph, configs, instance, edge, raw)]
         if len(private) > 1 and releases(graph.nodes[instance.node]):
             path = (*graph.nodes[instance.node].path, "inputs")
-            named = ", ".join(sorted({f"{edge.producer.partition('@')[0]}.{edge.port}" for edge in private}))
+            named = ", ".join(sorted({f"{graph.instances[edge.producer].node}.{edge.port}" for edge in private}))
             what, why = f"several inputs are private ({named}), and only the records may be", "a record pays for its own share"
             fix = "connect released or public artifacts to the other inputs"
             problems.append(Problem(what, graph.loaded.source.where(path), ".".join(map(str, path)), why, fix))
     return problems
 
 
-def own_rows(graph: Graph, configs: Configs, instance: Instance, edge: Edge) -> bool:
+def _is_raw(labels: Mapping[tuple[str, str], Label], edge: Edge) -> bool:
+    """Whether an artifact is private, as the plan has it."""
+    return bool(labels[(edge.producer, edge.port)].of("raw"))
+
+
+def own_rows(graph: Graph, configs: Configs, instance: Instance, edge: Edge, raw: Raw) -> bool:
     """Whether a private input of a task that counts votes has rows of one record each: a vote that reads its own record's rows
     depends on no other record. The same is asked of whatever a feedback bit depends on; a data set is an input of its own.
+
+    raw: which artifacts are private: what was to be released and was not is private all the same.
     """
     asked = record_asks.noise_in(configs.of(instance))
     if asked is None or not isinstance(asked[1], VoteNoise) or edge.crossing:
@@ -201,13 +228,12 @@ def own_rows(graph: Graph, configs: Configs, instance: Instance, edge: Edge) -> 
     while waiting:
         one = waiting.pop()
         before = graph.instances[one.producer]
-        node = graph.nodes[before.node]
-        label = node.component.outputs[one.port].label
-        if label == "source" and one is edge:
+        source = graph.nodes[before.node].component.outputs[one.port].label == "source"
+        if source and one is edge:
             return False
-        if one.crossing or label != "join" or (one.producer, one.port) in seen:
+        if one.crossing or source or not raw(one) or (one.producer, one.port) in seen:
             continue  # from elsewhere, or released: the same for every record
-        if node.component.mixes(configs.of(before)):
+        if mixing(graph, configs, one):
             return False
         seen.add((one.producer, one.port))
         waiting += before.edges()

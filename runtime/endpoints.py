@@ -136,9 +136,11 @@ def planned(
 
 
 def untrusted(
-    graph: Graph, addresses: Mapping[str, Address], instance: Instance, seen: Label, policies: Mapping[str, SitePolicy]
+    graph: Graph, instance: Instance, seen: Label, policies: Mapping[str, SitePolicy]
 ) -> Iterator[tuple[str, str, str]]:
-    """(configuration key, party that has the model, why) of calls of models that run at a party which may not see the data."""
+    """(configuration key, party that has the model, why) of calls of models at a party that may not see the data, wherever that
+    one asks them in turn.
+    """
     policy = policies.get(instance.party)
     if policy is None or not seen.of("raw"):
         return
@@ -147,7 +149,7 @@ def untrusted(
     for key in model_keys(model):
         name = config.get(key, model.model_fields[key].default)
         spec = graph.pipeline.models.get(name) if isinstance(name, str) else None
-        if spec is None or name in addresses or spec.at == graph.role_of[instance.party]:
+        if spec is None or spec.at == graph.role_of[instance.party]:
             continue
         server = graph.pipeline.parties[spec.at][0]
         if server not in policy.endpoints:

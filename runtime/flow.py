@@ -55,13 +55,14 @@ def infer(graph: Graph, policies: Mapping[str, SitePolicy]) -> Flow:
     known: dict[Any, tuple[Label, str]] = {}  # many edges carry equal labels
     found = {name: endpoints.address_of(graph.registry, graph, name) for name in graph.pipeline.models}
     addresses = {name: address for name, address in found.items() if address is not None}
+    everybody = (*graph.role_of, *dict.fromkeys(address.origin for address in addresses.values()))
     for instance in graph.instances.values():
         arrived: list[Label] = []
         for edge in instance.edges():
             label = flow.labels[(edge.producer, edge.port)]
             if edge.crossing:
                 kind = (label, edge.name, edge.sender, edge.receiver, edge.waive)
-                label, why = known[kind] if kind in known else known.setdefault(kind, cross(graph, edge, label, policies))
+                label, why = known[kind] if kind in known else known.setdefault(kind, cross(everybody, edge, label, policies))
                 flow.crossing[(instance.id, edge.producer, edge.port)] = label
                 if why:
                     text = f"{edge.name}\n{why}\n{MADE if kind[0].of('raw') else ''}"
@@ -76,14 +77,16 @@ def infer(graph: Graph, policies: Mapping[str, SitePolicy]) -> Flow:
     return flow
 
 
-def cross(graph: Graph, edge: Edge, label: Label, policies: Mapping[str, SitePolicy]) -> tuple[Label, str]:
+def cross(
+    everybody: tuple[str, ...], edge: Edge, label: Label, policies: Mapping[str, SitePolicy]
+) -> tuple[Label, str]:  # fmt: skip
     """The label after the crossing, and why it is refused ('' when it is not).
 
-    What was refused goes on as if everybody might see it: one mistake is not told again at every later edge.
+    everybody: all parties and the origins of all endpoints. What was refused, or its owner alone can judge, goes on as if these
+    might see it: one mistake is not told again at every later edge, and at run time the label says who may.
     """
     if label.word in ("public", "protected"):
         return label, ""
-    everybody = tuple(graph.role_of)
     for owner in sorted({e.owner for e in label.of("raw")}):
         if owner != edge.sender:
             return label.exposed(owner, edge.name, everybody), f"raw data of {owner} at {edge.sender}"
@@ -129,7 +132,7 @@ def _calls(
         if why:
             text = f"config.{key}\n{why}\n{CHOICE if call.label.of('raw') else ''}"
             refused.setdefault((instance.node, text), []).append(f"{call.sender} -> {call.address.origin}")
-    for key, server, why in endpoints.untrusted(graph, addresses, instance, seen, policies):
+    for key, server, why in endpoints.untrusted(graph, instance, seen, policies):
         refused.setdefault((instance.node, f"config.{key}\n{why}\n{CHOICE}"), []).append(f"{instance.party} -> {server}")
 
 
@@ -167,7 +170,8 @@ def _refusal(graph: Graph, node: str, text: str, pairs: list[str]) -> Problem:
     shown = ", ".join(pairs[:3]) + (f" and {len(pairs) - 3} more" if len(pairs) > 3 else "")
     where = graph.loaded.source.where(path)
     about = f"crossing {shown}; {since}" if since else f"crossing {shown}"
-    fix = f"ways to mend it: {MEND}" if where_from == "config" else WAYS
+    trust = "what a server may see stands under 'remote'" if "://" in pairs[0] else "trusted is who stands under 'endpoints'"
+    fix = f"ways to mend it: {MEND}; {trust}" if where_from == "config" else WAYS
     return Problem(f"refused: {why}", where, ".".join(map(str, path)), why=about, fix=fix)
 
 

@@ -53,6 +53,7 @@ class Builder:
         self._report()
         self._stop()
         self._axes()
+        self._spans()
         self._cycles()
         self._stop()
         return self.table
@@ -265,6 +266,11 @@ class Builder:
                 axes = ", ".join(repr(axis) for axis in report.rows)
                 what = f"the axis {axes} has no value {row!r}"
                 self._problem(("report", "apart", i), what, did_you_mean(row, rows))
+        for metric in report.metrics:
+            task, colon, _ = metric.partition(":")
+            if colon and task not in report.table:
+                what = f"the table has no task {task!r}, whose metric this would be"
+                self._problem(("report", "metrics", metric), what, did_you_mean(task, report.table))
         self._chart()
         self._samples()
 
@@ -321,6 +327,21 @@ class Builder:
                     own[node.name], changed = wanted, True
         for node in self.table.values():
             node.axes = tuple(a for a in self.pipeline.matrix if a in own[node.name])
+
+    def _spans(self) -> None:
+        """What says which of several tasks a sample is of must tell them apart: else it would show nothing."""
+        for title, sample in self.pipeline.report.samples.items():
+            node = self.table[sample.source.rpartition(".")[0]]
+            for axis, value in sample.where.items():
+                where: Key = ("report", "samples", title, "where", axis)
+                if axis == "round" and node.repeat is not None:
+                    times = node.repeat.times
+                    given = self.source.options if isinstance(self.source, Overridden) else ()
+                    if value not in range(1, times + 1) and ("tasks", node.group, "repeat", "times") not in given:
+                        self._problem(where, f"there is no round {word(value)}: {node.group!r} has {times}")
+                elif axis not in node.axes:
+                    fix = f"its axes: {', '.join(node.axes) or 'none'}"
+                    self._problem(where, f"{node.name!r} does not span {axis!r}", fix)
 
     def _cycles(self) -> None:
         """Tasks must form no cycle (carries go to the next round and make none)."""

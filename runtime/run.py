@@ -327,11 +327,12 @@ class Runner:
     # ---- repeats that stop early ----
 
     def _gate(self, instance: Instance) -> list[str]:
-        """Instances of the round before whose metric decides whether this round is needed."""
+        """Instances of the last round before that has any, whose metric decides whether this round is needed."""
         node = self.graph.nodes[instance.node]
-        if node.repeat is None or node.repeat.until is None or instance.round in (None, 1):
+        if node.repeat is None or node.repeat.until is None:
             return []
-        return [i.id for i in self._deciders(instance, (instance.round or 1) - 1)]
+        earlier = (self._deciders(instance, round_) for round_ in range((instance.round or 1) - 1, 0, -1))
+        return next(([i.id for i in found] for found in earlier if found), [])
 
     def _deciders(self, instance: Instance, round_: int) -> list[Instance]:
         node = self.graph.nodes[instance.node]

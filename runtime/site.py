@@ -126,7 +126,7 @@ class Site:
         """An instance of the plan that runs here; refuses what the plan does not have."""
         graph, _ = self.need()
         found = graph.instances.get(identity)
-        if found is None or found.party != self.party:
+        if found is None or found.party != self.party or identity in self.absent:
             raise RefusedError(Problem(f"the plan has no task {identity!r} at {self.party}"))
         return absence.without(graph, found, self.absent) if self.absent else found
 
@@ -300,6 +300,8 @@ class Site:
         use_threads(self.policy.threads)
         node, label = graph.nodes[instance.node], self.label_in(instance)
         component = node.component(configs.of(instance))
+        if asking.is_feedback(configs.of(instance)) and label.of("raw"):
+            asking.check_own(graph, configs, instance, set(), self._is_raw)
         found = [(edge, ref) for edge in instance.edges() if (ref := self.find(edge))]
         inputs = [ref for _, ref in found]
         context = SiteContext(
@@ -309,7 +311,8 @@ class Site:
             source=self._source_of(instance), own_models=asking.OwnModels(self, graph), question=self._question(instance),
             progress=lambda done, total, note: self.progress(instance.id, done, total, note),
             private_inputs=sum(
-                bool(ref.label.of("raw")) and not asking.own_rows(graph, configs, instance, edge) for edge, ref in found
+                bool(ref.label.of("raw")) and not asking.own_rows(graph, configs, instance, edge, self._is_raw)
+                for edge, ref in found
             ),
             seen=[ref.digest for ref in inputs if not ref.label.of("raw")],
         )  # fmt: skip
@@ -318,6 +321,11 @@ class Site:
         outputs = dict(component.run(context, **arguments))
         self._check_outputs(instance, outputs)
         return {port: self._keep(instance, port, artifact, context) for port, artifact in outputs.items()}
+
+    def _is_raw(self, edge: Edge) -> bool:
+        """Whether an artifact made here is private; one that is not here counts as such, one that never came to be does not."""
+        ref = self.results.get(edge.producer, {}).get(edge.port)
+        return edge.producer not in self.absent and (ref is None or bool(ref.label.of("raw")))
 
     def _question(self, instance: Instance) -> str:
         """What a task asks of its data: the tasks up to it, how they are connected, code, models and seeds; nothing private."""

@@ -48,7 +48,8 @@ def plan_text(plan: dict[str, Any]) -> str:
         parts.append(f"What crosses\n{grid(head, crossings)}")
     if plan["budget"]:
         head = ["party", "data set", "task", "asked", "class", "spent", "cap"]
-        parts.append(f"Budget, a document\n{grid(head, _budget(plan))}")
+        units = " or ".join(dict.fromkeys(f"a {b['unit']}" for b in plan["budget"]))
+        parts.append(f"Budget, {units}\n{grid(head, _budget(plan))}")
     if memory := _memory(plan["memory"]):
         parts.append(memory)
     return "\n\n".join(parts)
@@ -88,7 +89,8 @@ def _crossing(c: dict[str, Any]) -> list[str]:
 
 
 def _budget(plan: dict[str, Any]) -> list[list[str]]:
-    rows = []
+    """Rows of the table; those that look the same (of several seeds, say) once, with how often behind the task."""
+    rows: list[tuple[str, ...]] = []
     for b in plan["budget"]:
         asked = f"{b['epsilon']:g} ({b['detail']})" if b["epsilon"] is not None else b["detail"]
         again = f"; {b['already_released']} documents released before, free" if b["already_released"] else ""
@@ -97,8 +99,9 @@ def _budget(plan: dict[str, Any]) -> list[list[str]]:
             again += f"; card missing ({', '.join(b['cards_missing'])}): {about}"
         cap = f"{b['cap']:g}" if b["cap"] else "NO CAP"
         spent = f"{b['spent']:g}" if b["spent"] is not None else NOT_COMPUTED
-        rows.append([b["party"], b["dataset"], b["task"], asked + again, b["class"], spent, cap])
-    return rows
+        rows.append((b["party"], b["dataset"], b["task"], asked + again, b["class"], spent, cap))
+    times = {row: rows.count(row) for row in rows}
+    return [[*row[:2], f"{row[2]} x {n}" if n > 1 else row[2], *row[3:]] for row, n in times.items()]
 
 
 def result_text(summary: dict[str, Any]) -> str:

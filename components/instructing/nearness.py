@@ -51,10 +51,6 @@ class Nearness:
         for words in given:
             self._add(list(words))
 
-    def add(self, text: str) -> None:
-        """One more."""
-        self._add(tokens(text))
-
     def near(self, text: str) -> bool:
         """Whether some known text is nearer than the threshold; a text without words is near to none."""
         words = tokens(text)

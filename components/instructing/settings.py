@@ -8,7 +8,6 @@ from pydantic import Field
 from osmotic.components.instructing.forms import PERSONAS
 from osmotic.components.rationale_rules import REFUSALS
 from osmotic.plugins.contract import Config, Generation, ModelName, Weights
-from osmotic.schemas.artifacts import digest_of
 from osmotic.schemas.errors import ComponentError, Problem
 
 ROUGE_L = 0.7
@@ -56,8 +55,3 @@ def weighted(model: Any, name: str, weights: Weights | None) -> Any:
         what = f"the model {name!r} takes no trained weights here"
         raise ComponentError(Problem(what, path="model", fix="name a model with 'at' of this party's role"))
     return model.with_weights(weights)
-
-
-def stage(name: str, weights: Weights | None) -> str:
-    """Names the streams of chance: other weights, as those of another round, draw anew."""
-    return name if weights is None else f"{name} {digest_of(weights.kind, weights.to_files())}"

@@ -19,7 +19,9 @@ from osmotic.schemas.errors import ConfigError, Problem
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["LEAST", "NOISE", "Curve", "curve_of", "dbscan", "directions", "kmeans", "knee", "mean_cosines", "need_sklearn"]
+__all__ = [
+    "LEAST", "NOISE", "Curve", "curve_of", "dbscan", "directions", "kmeans", "knee", "mean_cosines", "need_sklearn", "same",
+]  # fmt: skip
 LEAST = 1e-6  # of eps: equal vectors are not told apart by rounding, and DBSCAN refuses 0
 NOISE = -1  # number of the cluster of a token that has none
 BLOCK = 1024  # rows of a table of distances in memory at a time
@@ -47,6 +49,12 @@ def mean_cosines(prompts: "Sequence[np.ndarray]") -> "list[np.ndarray]":
     sums = [np.sum(one, axis=0) for one in prompts]
     total, count = np.sum(sums, axis=0), sum(len(one) for one in prompts)
     return [np.asarray(one @ (total - own) / max(1, count - len(one))) for one, own in zip(prompts, sums, strict=True)]
+
+
+def same(vectors: "np.ndarray") -> bool:
+    """Whether vectors [n, d] differ in nothing but their length."""
+    points = directions(vectors)
+    return bool(abs(points - points[0]).max() <= LEAST)
 
 
 @dataclass(frozen=True)

@@ -99,11 +99,13 @@ class Asker:
     """Texts of a model, each prompt once in a task. `queries`: answers paid for; `cached`: asked for again, and free.
 
     budget: of queries, for good; None: no limit. Problems of the model raise ComponentError, with all answers kept.
+    owner: whose answers these are; kept answers of other owners are not looked at.
     """
 
     def __init__(
-        self, context: Context, model: str, how: Generation, batch: int = 32, budget: int | None = None, name: str = "model"
-    ) -> None:
+        self, context: Context, model: str, how: Generation, batch: int = 32, budget: int | None = None, name: str = "model",
+        owner: str = "",
+    ) -> None:  # fmt: skip
         seed = how.seed or context.rng(f"answers of the {name}").getrandbits(31)
         self.how = replace(how, seed=seed, seeds=())
         self.model, self.batch, self.budget = model, batch, budget
@@ -112,7 +114,8 @@ class Asker:
         self._context, self._path = context, name
         self._journal = context.journal(f"answers-{name}")
         self._known: dict[str, str | None] = {}
-        self._prefix = canonical([model, {**asdict(self.how), "stop": list(self.how.stop)}])
+        about = [model, {**asdict(self.how), "stop": list(self.how.stop)}]
+        self._prefix = canonical([*about, owner] if owner else about)
 
     @property
     def left(self) -> int | None:

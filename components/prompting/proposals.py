@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from osmotic.components.prompting.judging import Asker
+from osmotic.components.prompting.judging import Asker, SpentError
 from osmotic.components.prompting.prompts import Prompt
 from osmotic.components.prompting.search import Candidate
 from osmotic.components.prompting.words import Words
@@ -83,11 +83,12 @@ class RandomProposals:
 
 
 class EditorProposals:
-    """What an LLM suggests: usable words of its answer, the earlier the likelier (0, -1, ...)."""
+    """What an LLM suggests: usable words of its answer, the earlier the likelier (0, -1, ...). spent: its budget ended."""
 
     def __init__(self, asker: Asker, template: str, words: Words, top_k: int) -> None:
         self._asker, self._words, self._top_k = asker, words, top_k
         self._template = compile_template(template, "editor_prompt")
+        self.spent = False
 
     @property
     def queries(self) -> int:
@@ -95,9 +96,13 @@ class EditorProposals:
         return self._asker.queries
 
     def at(self, prompt: Prompt, position: int) -> Proposed:
-        """One question to the editor, unless it was asked before."""
+        """One question to the editor, unless it was asked before; no candidates where it may not be asked any more."""
         row = {"prompt": prompt.masked(position), "word": prompt.tokens[position].text}
-        text = self._asker.texts([self._template.render(row)])[0] or ""
+        try:
+            text = self._asker.texts([self._template.render(row)])[0] or ""
+        except SpentError:
+            self.spent = True
+            return Proposed([])
         said = [number for word in _SAID.findall(text) if word.isalnum() and (number := self._words.id(word)) is not None]
         found = [self._words.word(number) or "" for number in dict.fromkeys(said)][: self._top_k]
         return Proposed([(word, -float(rank)) for rank, word in enumerate(found)])

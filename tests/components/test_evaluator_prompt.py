@@ -94,3 +94,12 @@ def test_the_plan_knows_the_slot():
     assert not found() and not found(modes=["rationale"], rationale_prompt="{{ prompt }}")
     assert "label_target: unknown slot 'prompt'" in found(label_target="{{ prompt }}")[0]
     assert "unknown slot 'promt'" in found(label_prompt="{{ promt }}")[0]
+
+
+def test_a_prompt_that_shows_the_gold_label_is_refused():
+    """Whoever made it: every answer could be copied from it."""
+    telling = Document(Prompt.parse("Judge it: {{ text }} [[({{ label }})]] now").to_json())
+    with pytest.raises(ComponentError, match="the prompt shows the gold label") as caught:
+        run(prompt=telling)
+    assert caught.value.problems[0].path == "prompt"
+    assert run(label_target="{{ label }}{{ text }}", prompt=TUNED, choices=None).values["accuracy_label"] == 0

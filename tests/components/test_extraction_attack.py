@@ -53,7 +53,11 @@ def test_a_lookup_table_is_found_out_entirely():
     values, document = attack(knows(MEMBERS))
     for score in ("rouge_l", "near", "exact"):
         assert [values[f"{score}_{what}"] for what in ("members", "others", "gap", "gap_low", "gap_high")] == [1, 0, 1, 1, 1]
-    assert values["members"] == 40 and values["others"] == 50 and document["notes"] == []
+    assert values["members"] == 40 and values["others"] == 50
+    assert document["notes"] == [
+        "rouge_l_gap, near_gap, exact_gap: an interval without width: the scores of a side are all alike; "
+        "with 40 records a share of up to 0.075 can go unseen"
+    ]  # rule of three: of 40, none is seen with a chance of 5% where 7.5% are there
     assert document["left_out"] == {side: {"short": 0, "unanswered": 0} for side in ("members", "others")}
 
 
@@ -66,7 +70,7 @@ def test_an_empty_model_has_nothing_and_a_skilled_one_has_no_gap():
 
 def test_members_that_are_others_are_told():
     _, document = attack(knows(MEMBERS), MEMBERS, Records(MEMBERS.rows[::-1]))
-    assert document["notes"] == ["members and others are the same texts: the gap says nothing"]
+    assert document["notes"][0] == "members and others are the same texts: the gap says nothing"
     context = context_of(knows(MEMBERS))
     _, document = attack(None, MEMBERS, Records([*OTHERS, *MEMBERS.rows[:3]]), context=context)
     assert document["notes"] == ["3 texts are members and others at once: the gap is smaller than the leak"]
@@ -98,7 +102,8 @@ def test_an_answer_that_was_cut_is_compared_with_as_much_of_the_truth():
     assert one(truth, truth, max_new_tokens=10)["rouge_l"] == 1
     assert one("w0 w1", truth)["rouge_l"] == pytest.approx(2 * 2 / 32)  # it ended by itself
     _, document = attack(knows(MEMBERS), max_new_tokens=10)
-    assert document["notes"] == ["max_new_tokens 10: an answer seldom has the 50 exact tokens"]
+    assert document["notes"][0] == "max_new_tokens 10: 90 of 90 answers seldom have all exact tokens"
+    assert "max_new_tokens" not in str(attack(knows(MEMBERS), max_new_tokens=12)[1]["notes"])  # of twelve, all can come
 
 
 @pytest.mark.parametrize("changes", [{"prefix_tokens": 4}, {"prefix_share": 0.35}])
@@ -117,7 +122,7 @@ def test_targets_that_end_with_the_prefix_are_left_out_and_counted():
     short = Records([{**row, "response": "only four words here"} for row in MEMBERS.rows[:5]])
     values, document = attack(knows(), Records([*MEMBERS.rows[:10], *short]), prefix_tokens=4)
     assert values["members"] == 10 and document["left_out"]["members"] == {"short": 5, "unanswered": 0}
-    assert document["notes"] == ["5 of the members have no words after the prefix: left out"]
+    assert document["notes"][0] == "5 of the members have no words after the prefix: left out"
     with pytest.raises(DataError, match="two members at least"):
         attack(knows(), short, prefix_tokens=4)
     with pytest.raises(DataError, match="two others at least"):
@@ -248,6 +253,6 @@ def test_a_prefix_is_put_to_the_prompt_as_training_did():
         f"Q: {r['instruction']} A: " + " ".join(r["response"].split()[:4]): " ".join(r["response"].split()[4:]) for r in MEMBERS
     }
     values, document = attack(Words(known), **changes)
-    assert values["exact_members"] == 1 and document["notes"] == []
+    assert values["exact_members"] == 1 and "tokens" not in str(document["notes"])
     _, document = attack(Words(known, odd=True), **changes)
-    assert document["notes"] == ["90 prompts are cut into other tokens with their prefix than in training: weaker"]
+    assert document["notes"][-1] == "90 prompts are cut into other tokens with their prefix than in training: weaker"

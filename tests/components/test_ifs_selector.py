@@ -88,6 +88,8 @@ def test_the_ablations() -> None:
     assert len({tuple(one) for one in drawn}) > 5 and all(len(one) == 2 for one in drawn)
     assert drawn[3] == chosen(select(order="random", context=FakeContext(models={"base": Judge()}, seed=3)))
     assert {number for one in drawn for number in one} == set("01234")
+    by_weights = select(given=weights(1.0), order="random", context=FakeContext(models={"base": Judge()}, seed=3))
+    assert chosen(by_weights) == drawn[3]  # the same in all arms, whatever their adapters have become
 
 
 def test_the_judge_is_the_model_with_the_weights_given() -> None:

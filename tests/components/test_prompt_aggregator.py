@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The server's step of FedDTPT: weights against the definition, clusters of known points, what stays frozen, who is named."""
+"""The server's step of FedDTPT: what comes of the uploads, what stays frozen, who is named."""
 
-import math
 import random
 import sys
 
@@ -10,8 +9,6 @@ import pytest
 
 from osmotic.components.prompt_aggregator import PromptAggregator
 from osmotic.components.prompt_tuner import PromptTuner
-from osmotic.components.prompting.clusters import NOISE, curve_of, dbscan, directions, kmeans, knee, mean_cosines
-from osmotic.components.prompting.merging import Rules, merged, spots_of
 from osmotic.components.prompting.prompts import Prompt
 from osmotic.components.prompting.words import Words, encoded
 from osmotic.plugins.contract import Document, Records
@@ -65,103 +62,14 @@ def aggregate(uploads, context: FakeContext | None = None, previous: str | None 
 
 
 def world(near=None, **models) -> FakeContext:
-    return FakeContext(models={"masked": FakeMaskedLM(VOCABULARY), "embedder": Places(near), **models})
+    return FakeContext(models={"masked": FakeMaskedLM(VOCABULARY), "embedder": Places(near)} | models)
 
 
 def text_of(outputs) -> str:
     return Prompt.of_json(outputs["prompt"].data).template
 
 
-# ---- weights -----------------------------------------------------------------------------------------------------------
-
-
-def test_the_weights_of_a_hand_example_in_the_plane() -> None:
-    """A: east, north. B: east, diagonal. C: west. A's east: (1 + sqrt(1/2) - 1) / 3; C's west: (-1 + 0 - 1 - sqrt(1/2)) / 4."""
-    half = math.sqrt(0.5)
-    a, b, c = np.array([[1.0, 0], [0, 1]]), np.array([[1.0, 0], [half, half]]), np.array([[-1.0, 0]])
-    found = mean_cosines([a, b, c])
-    assert found[0].tolist() == pytest.approx([half / 3, half / 3])
-    assert found[1].tolist() == pytest.approx([(1 + 0 - 1) / 3, (half + half - half) / 3])
-    assert found[2].tolist() == pytest.approx([(-1 - 0 - 1 - half) / 4])
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_the_identity_is_the_double_loop(seed: int) -> None:
-    rng = np.random.Generator(np.random.PCG64(seed))
-    prompts = [directions(rng.standard_normal((n, 7))) for n in (3, 8, 1, 5)]
-    for k, (own, found) in enumerate(zip(prompts, mean_cosines(prompts), strict=True)):
-        others = [other for j, prompt in enumerate(prompts) if j != k for other in prompt]
-        slow = [sum(float(token @ other) for other in others) / len(others) for token in own]
-        assert found.tolist() == pytest.approx(slow, abs=1e-12)
-    alone = mean_cosines(prompts[:1])
-    assert alone[0].tolist() == [0.0] * 3
-
-
-# ---- clusters ----------------------------------------------------------------------------------------------------------
-
-
-def blobs(seed: int, dimension: int = 24) -> np.ndarray:
-    """20 tight blobs of 5 points, then 10 points by themselves."""
-    rng = np.random.Generator(np.random.PCG64(seed))
-    centres = directions(rng.standard_normal((30, dimension)))
-    near = [centre + 0.01 * directions(rng.standard_normal((5, dimension))) for centre in centres[:20]]
-    return directions(np.concatenate([*near, centres[20:]]))
-
-
-@pytest.mark.parametrize("seed", range(10))
-@pytest.mark.parametrize("reach", [0.5, None])
-def test_twenty_tight_blobs_and_ten_outliers(seed: int, reach: float | None) -> None:
-    points = blobs(seed)
-    curve = curve_of(points, reach)
-    found = dbscan(points, [1] * 110, curve.eps, 2)
-    assert found.count(NOISE) == 10 and set(found[100:]) == {NOISE}
-    assert [set(found[i : i + 5]) for i in range(0, 100, 5)] == [{i} for i in range(20)]
-
-
-@pytest.mark.parametrize("points", [np.eye(24)[:20], directions(np.random.Generator(np.random.PCG64(3)).normal(size=(20, 32)))])
-def test_five_copies_of_twenty_unlike_tokens_are_twenty_clusters(points: np.ndarray) -> None:
-    """Distance 0 between copies is not in the curve; words that are far from each other stay apart, flat curve or not."""
-    orders = [[(i + k) % 20 for i in range(20)] for k in range(5)]
-    uploads = {f"c{k}": order for k, order in enumerate(orders)}
-    found = merged(spots_of(uploads), dict(enumerate(points)), Rules(), 0)
-    assert len(found.chosen) == 20 and {group.cluster for group in found.groups} == set(range(20))
-    assert sorted(group.spot.number for group in found.chosen) == list(range(20))
-    assert found.curve is not None and 1e-6 <= found.curve.eps < min(found.curve.distances)
-
-
-def test_without_a_limit_the_knee_alone_decides_and_a_flat_curve_gives_its_maximum() -> None:
-    curve = curve_of(np.eye(20), None)
-    assert curve.knee is None and curve.eps == pytest.approx(math.sqrt(2)) and curve.limit == math.inf
-    assert set(dbscan(np.eye(20), [1] * 20, curve.eps, 2)) == {0}
-
-
-def test_all_tokens_alike_and_a_single_one_have_an_eps_that_dbscan_takes() -> None:
-    for points in (np.array([[1.0, 0.0]]), np.array([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])):
-        curve = curve_of(points, 0.5)
-        assert curve.eps == 1e-6
-        assert set(dbscan(points, [4] * len(points), curve.eps, 2)) == {0}
-    assert set(dbscan(np.zeros((3, 2)), [1, 1, 1], 1e-6, 2)) == {0}
-
-
-def test_the_knee_is_where_the_chord_is_farthest() -> None:
-    assert knee([0.1] * 9 + [0.11, 0.9, 1.0]) == 9
-    assert knee([0.2, 0.9, 0.95, 1.0]) == 1
-    assert knee([0.5] * 6) is None and knee([0.1, 0.2]) is None and knee([]) is None
-
-
-def test_weights_of_points_are_as_if_every_copy_stood_there() -> None:
-    points = blobs(1)[:12]
-    counts = [1, 2, 3, 1, 1, 1, 2, 1, 1, 1, 1, 4]
-    many = np.repeat(points, counts, axis=0)
-    for least in (1, 2, 4):
-        once = dbscan(points, counts, 0.015, least)
-        assert dbscan(many, [1] * len(many), 0.015, least) == np.repeat(once, counts).tolist()
-
-
-def test_kmeans_is_seeded_and_never_asks_for_more_clusters_than_points() -> None:
-    points = blobs(2)
-    assert kmeans(points, [1] * 110, 20, 5) == kmeans(points, [1] * 110, 20, 5)
-    assert set(kmeans(points[:3], [1] * 3, 9, 5)) == {0, 1, 2}
+GOOD = encoded(edited(), WORDS)
 
 
 # ---- what comes of the uploads -----------------------------------------------------------------------------------------
@@ -275,13 +183,92 @@ def test_a_limit_that_the_frozen_tokens_fill_is_refused() -> None:
     assert error.value.problems[0].path == "max_tokens"
 
 
-def test_the_longest_prompt_bounds_the_new_one() -> None:
+def test_the_usual_length_bounds_the_new_prompt() -> None:
     near = {}
     uploads = {f"c{k}": upload(edited(**{f"p{i}": f"w{(8 * (k // 2) + i) % 80}" for i in edited().free})) for k in range(10)}
     outputs = aggregate(uploads, world(near), noise="keep_all")
     assert len(Prompt.of_json(outputs["prompt"].data).free) == len(edited().free)
     assert outputs["report"].data["over max_tokens"] > 0
     assert "over max_tokens" in {row["kept"] for row in outputs["audit"]}
+
+
+# ---- what was changed by one client alone -------------------------------------------------------------------------------
+
+
+def moved(**changes: dict[str, str]) -> dict[str, Document]:
+    """One client for each of what they changed."""
+    return {name: upload(edited(**words)) for name, words in changes.items()}
+
+
+def test_by_the_rule_of_the_paper_what_one_client_changes_goes_and_by_changed_it_stays() -> None:
+    """Four clients change one word each, each another one. The old ones are at three clients and leave no room."""
+    uploads = moved(a={"p0": "w1"}, b={"p1": "w2"}, c={"p3": "w3"}, d={"p7": "w4"})
+    assert text_of(aggregate(uploads)) == edited().template
+    outputs = aggregate(uploads, prefer="changed")
+    assert text_of(outputs) == edited(p0="w1", p1="w2", p3="w3", p7="w4").template
+    told = {(row["client"], row["position"]): row["kept"] for row in outputs["audit"]}
+    assert told["a", 0] == "noise kept" and told["b", 0] == told["c", 0] == told["d", 0] == "gave way"
+    assert outputs["report"].data["gave way"] == 12 and outputs["audit"].to_files()
+
+
+def test_by_changed_what_two_agree_on_is_first_and_each_place_gets_a_word() -> None:
+    """Place 0: two clients agree against a third. Place 1: three words, one of them stays. Nobody changed the others."""
+    uploads = moved(a={"p0": "w1", "p1": "w2"}, b={"p0": "w1", "p1": "w3"}, c={"p0": "w9", "p1": "w4"})
+    outputs = aggregate(uploads, prefer="changed")
+    made = Prompt.of_json(outputs["prompt"].data)
+    assert made.tokens[0].text == "w1" and made.tokens[1].text in {"w2", "w3", "w4"}
+    assert made.template == edited(p0="w1", p1=made.tokens[1].text).template
+    unchanged = aggregate({name: upload(edited()) for name in "abc"}, prefer="changed")
+    assert text_of(unchanged) == edited().template
+
+
+def test_by_changed_what_nobody_changed_stays_though_it_stands_twice_or_a_new_word_means_the_same() -> None:
+    """'if' stands twice in the prompt, and 'w2', which is new, means what 'or' does: clusters of all words lose one of each."""
+    before = edited(p3="if")
+    uploads = {name: upload(before.replaced(0, word)) for name, word in {"a": "w1", "b": "w2", "c": "w2", "d": "Say"}.items()}
+    given = {"context": world({"w2": ("or", 0.02)}), "previous": Document(before.to_json())}
+    assert text_of(aggregate(uploads, **given, prefer="changed")) == before.replaced(0, "w2").template
+    lost = Prompt.of_json(aggregate(uploads, **given)["prompt"].data)
+    assert [token.text for token in lost.tokens].count("if") == 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_by_changed_the_order_of_clients_is_no_matter_and_other_lengths_are_taken(seed: int) -> None:
+    rng, found = random.Random(seed), set()
+    prompts = [upload(edited(**{f"p{i}": rng.choice(SPARE[:9]) for i in edited().free if rng.random() < 0.4})) for _ in "abcd"]
+    ids = prompts[0].data["ids"]
+    prompts.append(Document({"ids": [*ids[:2], 14, 15, *ids[2:]], "skeleton": prompts[0].data["skeleton"]}))
+    for _ in range(4):
+        rng.shuffle(prompts)
+        found.add(text_of(aggregate({f"c{i}": one for i, one in enumerate(prompts)}, prefer="changed")))
+    assert len(found) == 1
+
+
+def test_one_client_cannot_make_clusters_by_itself_nor_a_prompt_of_any_length() -> None:
+    """It says 60 words twice, and 60 words that mean the same: none of them is agreed upon."""
+    near = {f"w{i}": ("w0", 0.05) for i in range(1, 20)}
+    number = {word: WORDS.id(word) for word in SPARE}
+    flood = {"ids": [number[f"w{i // 2}"] for i in range(120)] + GOOD["ids"], "skeleton": GOOD["skeleton"]}
+    honest = {name: upload(edited(p0="tell")) for name in "abc"}
+    for noise in ("drop", "keep_top_m", "keep_all"):
+        outputs = aggregate(honest | {"z": Document(flood)}, world(near), noise=noise)
+        rows = [row for row in outputs["audit"] if row["client"] == "z" and row["token"] in number]
+        assert {row["cluster"] for row in rows} == {"noise"}
+        made = Prompt.of_json(outputs["prompt"].data)
+        assert len(made.free) <= len(edited().free) and made.tokens[0].text != "Say"
+        assert {"tell", "if", "this", "is", "or"} <= {token.text for token in made.tokens}
+
+
+def test_an_embedder_that_tells_no_word_from_another_is_refused() -> None:
+    class Deaf:
+        def embed(self, texts):
+            return np.full((len(texts), 3), 0.3)
+
+    uploads = moved(a={"p0": "w1"}, b={"p1": "w2"})
+    with pytest.raises(ConfigError, match="different words the same vector") as error:
+        aggregate(uploads, world(embedder=Deaf()))
+    assert error.value.problems[0].path == "embedder"
+    assert text_of(aggregate(uploads, world(embedder=Deaf()), clustering="none"))
 
 
 # ---- the guard ---------------------------------------------------------------------------------------------------------
@@ -325,8 +312,6 @@ def test_a_guard_needs_public_records_and_a_model() -> None:
 
 
 # ---- uploads that are wrong --------------------------------------------------------------------------------------------
-
-GOOD = encoded(edited(), WORDS)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 """`prompt_tuner` with scripted models: what it finds, what it never does, what it asks, how it goes on."""
 
 import json
-from statistics import median
+from statistics import mean, median
 
 import pytest
 
@@ -87,18 +87,21 @@ def test_feedback_finds_the_word_that_random_words_without_feedback_do_not():
 
 
 def test_early_rejection_needs_half_of_the_queries():
-    """Median of 20 seeds: accuracy (of all texts: .5 + .1 a decisive word) of 30 plain iterations, with half their queries."""
-    plain, fast, share = [], [], []
+    """20 seeds: decisive words found (of 4) by 30 plain iterations, and with half of their queries; paired, the median.
+
+    A single difference has a deviation of .8, so their mean has one of .18; over 200 seeds it was +.14. The median of either
+    loop alone is a whole or a half word, and one seed can move it by a half: it is not compared.
+    """
+    differences, plain = [], []
     for seed in range(20):
         data = records(seed, 40)
         slow = tuned(context(seed), data, iterations=30, batch=32, early_rejection=False)
         allowed = int(slow["metrics"].values["queries"]) // 2
         quick = tuned(context(seed), data, iterations=1000, batch=32, queries=allowed)
-        plain.append(0.5 + 0.1 * found(slow))
-        fast.append(0.5 + 0.1 * found(quick))
-        share.append(quick["metrics"].values["queries"] / slow["metrics"].values["queries"])
-    assert median(fast) >= median(plain) >= 0.7 and max(share) <= 0.5
-    assert sum(fast) >= sum(plain) - 20 * 0.02  # on average at most .02 less
+        assert quick["metrics"].values["queries"] <= allowed
+        plain.append(found(slow))
+        differences.append(found(quick) - found(slow))
+    assert median(differences) >= 0 and mean(differences) >= -0.2 and median(plain) >= 2
 
 
 def test_only_free_words_change_and_an_upload_is_numbers():
@@ -254,6 +257,28 @@ def test_a_prompt_goes_on_to_another_model_and_another_round():
     moved = {row["before"] for row in again["trace"].rows[:1]}
     assert moved <= set(before) and template.endswith("| {{ text }}")
     assert found(again) >= found(first) - 1
+
+
+def test_an_editor_has_a_budget_of_its_own_and_places_without_proposals_are_told():
+    on = context()
+    editor = FakeTextGenerator(lambda prompt: "I have no idea.")  # no usable word: every place would be asked about, again
+    on.models = {**on.models, "ed": editor}
+    outputs = tuned(on, proposals="llm_editor", editor="ed", iterations=12, editor_queries=2)
+    assert len(editor.prompts) == 2 == outputs["metrics"].values["editor_queries"]
+    assert "2 queries ended" in outputs["metrics"].notes["editor"]
+
+
+@pytest.mark.parametrize("proposals", ["mlm", "random"])
+def test_a_round_does_not_do_what_the_round_before_did(proposals: str):
+    """Rounds are tasks: other records are compared on, other places and random words tried; the same task does the same."""
+    traces, asked = [], []
+    for task in ("tuned[round=1]@north", "tuned[round=1]@north", "tuned[round=2]@north"):
+        on = context()
+        on.task = task
+        outputs = tuned(on, records(0, 60), proposals=proposals, iterations=5)
+        traces.append([(row["position"], row["proposal"]) for row in outputs["trace"]])
+        asked.append({prompt.partition("|")[2] for prompt in on.models["llm"].prompts})
+    assert traces[0] == traces[1] != traces[2] and asked[0] == asked[1] != asked[2]
 
 
 def test_an_editor_proposes_words():

@@ -119,3 +119,9 @@ def test_everything_tried_is_noted():
     outputs = tuned(vocabulary=("say", "it"), top_k=2, iterations=50)
     assert outputs["metrics"].notes["proposals"].startswith("nothing left to propose after")
     assert outputs["metrics"].values["iterations"] < 50
+
+
+def test_classes_that_are_numbers_are_told_by_their_names():
+    rows = Records([{**row, "label": "ab".index(row["label"])} for row in ROWS])
+    outputs = tuned(rows, answers=lambda prompt: prompt.split()[-1], labels={"0": "a", "1": "b"})
+    assert outputs["metrics"].values["accuracy_start"] == 1

@@ -85,6 +85,9 @@ def test_what_follows_the_marker_is_the_response() -> None:
     model = Model()
     made = run(model, weights=WEIGHTS)
     assert model.weights == [WEIGHTS]
+    plain = Model()
+    run(plain)
+    assert plain.prompts == model.prompts  # chance is the same in all arms, whatever their adapters have become
     assert [(row["id"], row["instruction"]) for row in rows(made)] == [(r["id"], r["instruction"]) for r in ASKED]
     assert all(re.fullmatch(rf"very fine {i} \d+", row["response"]) for i, row in enumerate(rows(made)))
     assert rows(made, "rejected") == [] and made["rejected"].columns == ["id", "instruction", "response", "reason"]

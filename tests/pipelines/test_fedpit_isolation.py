@@ -151,6 +151,37 @@ def test_a_few_numbers_in_the_middle_of_any_file_are_found(alone: Path, tmp_path
     ]
 
 
+@pytest.mark.parametrize("form", ["float32", "float64", "bfloat16", "float16"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_numbers_that_were_turned_over_or_rounded_are_found(
+    alone: Path, tmp_path: Path, isolation: Any, form: str, turned: bool
+) -> None:
+    import torch
+    from safetensors.torch import load
+
+    home = tmp_path / "home"
+    shutil.copytree(alone, home)
+    (_, identity, digest), *_ = isolation._weights_of(home / "parties" / "north", ["local"])
+    tensors = load((isolation._object(home / "parties" / "north", digest) / "weights.safetensors").read_bytes())
+    name, tensor = next((n, t) for n, t in sorted(tensors.items()) if "lora_A" in n)
+    written = (tensor.T if turned else tensor).contiguous().to(getattr(torch, form))
+    (home / "parties" / "hub" / "note.bin").write_bytes(b"abc" + written.reshape(-1).view(torch.uint8).numpy().tobytes())
+    (line,) = isolation.violations(home, ["local"])
+    assert line.startswith("hub: parties/hub/note.bin holds ") and f"{identity} {name}" in line
+    if turned or form != "float32":
+        assert line.endswith(f", {'turned over, ' if turned else ''}{form}")
+
+
+def test_what_was_sent_and_is_gone_is_told(alone: Path, tmp_path: Path, isolation: Any) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(alone, home)
+    (digest,) = isolation._crossed(home / "parties" / "north")[0]
+    shutil.rmtree(isolation._object(home / "parties" / "north", digest))
+    assert isolation.violations(home, ["local"]) == [
+        f"north sent {digest[:12]}, which is in its store no more: it cannot be searched"
+    ]
+
+
 def test_a_search_for_nothing_is_no_proof(alone: Path, isolation: Any) -> None:
     for tasks in (["locale"], ["items"], []):
         with pytest.raises(ValueError, match="no weights of"):

@@ -4,6 +4,7 @@
 import importlib
 import json
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import yaml
 
 from osmotic.plugins.host import Registry, build_registry
+from osmotic.runtime import api
 from osmotic.runtime.graph import Graph
 from osmotic.runtime.ledger import Ledger
 from osmotic.runtime.load import load_text
@@ -160,3 +162,28 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     np.save(tmp_path / "words.npy", np.random.Generator(np.random.PCG64(3)).standard_normal((40, 4)).astype(np.float32))
     (tmp_path / "words.txt").write_text("\n".join(f"{a}{b}" for a in "abcdefgh" for b in "abcde") + "\n", encoding="utf-8")
     return str(tmp_path / "words.npy")
+
+
+# ---- for the tests of models behind servers ----
+
+
+@pytest.fixture
+def server(toys: Registry) -> Iterator[Any]:
+    """A model server that listens while the test runs."""
+    made = importlib.import_module("osmotic_model_server").ModelServer()
+    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield made
+    made.shutdown()
+    thread.join()
+    made.server_close()
+
+
+@pytest.fixture
+def run_at(shop: Any, toys: Registry) -> Callable[..., dict[str, Any]]:
+    """Tasks, models and options of a run -> its summary."""
+
+    def go(made: dict[str, Any], given: dict[str, Any], **options: Any) -> dict[str, Any]:
+        return api.run(shop.write(made, models=given), home=shop.home, registry=toys, **options)
+
+    return go

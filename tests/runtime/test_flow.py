@@ -170,7 +170,7 @@ def test_raw_data_of_one_party_never_goes_on_from_another(graph: Build) -> None:
 
     made = graph(AVERAGING.replace("MODELS", WAIVED))
     edge = Edge("average@hub", "model", "hub", "south", "back.a", "a reason of some length")
-    _, why = cross(made, edge, raw("north", "numbers"), both(policy([waiver("hub")], purpose="benchmark")))
+    _, why = cross(tuple(made.role_of), edge, raw("north", "numbers"), both(policy([waiver("hub")], purpose="benchmark")))
     assert why == "raw data of north at hub"
 
 

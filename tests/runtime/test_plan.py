@@ -9,6 +9,7 @@ import pytest
 
 from osmotic.plugins.host import Registry
 from osmotic.runtime import api, keys
+from osmotic.runtime.tables import plan_text
 from osmotic.schemas.errors import ConfigError, DataError, RefusedError
 
 Place = Callable[..., Path]
@@ -169,3 +170,16 @@ tasks:
     assert {c["edge"]: (c["count"], c["label"]) for c in plan["crossings"]} == {
         "fed.average.models": (5000, "exposed"), "fed.local.init": (4900, "exposed"),
     }  # fmt: skip
+
+
+def test_the_budget_shows_what_looks_the_same_once_and_says_of_what_it_is() -> None:
+    common = {"party": "north", "dataset": "d", "task": "votes", "detail": "of all rounds", "already_released": 0, "spent": 0.0}
+    votes = {**common, "epsilon": 4.0, "unit": "record", "class": "gaussian", "cap": 8.0}
+    release = {**votes, "task": "safe", "unit": "document", "class": "certified"}
+    plan = {
+        "pipeline": "p", "count": {"tasks": 0, "cached": 0}, "tasks": [], "rounds": [], "crossings": [], "refusals": [],
+        "memory": {"models": []}, "budget": [votes, votes, votes, release],
+    }  # fmt: skip
+    said = plan_text(plan)
+    assert "Budget, a record or a document" in said
+    assert said.count("votes x 3") == 1 and said.count("votes") == 1 and "safe " in said and "safe x" not in said

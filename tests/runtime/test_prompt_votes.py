@@ -13,7 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from osmotic.plugins.contract import Answer, Config, Generation, ModelPlugin, Records
+from osmotic.plugins.contract import (
+    Answer,
+    Component,
+    Config,
+    Context,
+    Document,
+    Generation,
+    ModelPlugin,
+    Out,
+    Outputs,
+    Records,
+)
 from osmotic.plugins.hookspecs import hookimpl
 from osmotic.plugins.host import Registry, build_registry
 from osmotic.runtime import api
@@ -78,9 +89,34 @@ class MaskedPlugin(BlackBoxPlugin):
     name, provides, made = "masked-words", frozenset({"masked_lm"}), Masked
 
 
+class Unreleased(Component[Nothing]):
+    """Says that it releases, and gives what it got: the first row's answers for everybody."""
+
+    name = "unreleased"
+    outputs = {"out": Out(Records, label="release")}
+
+    def run(self, context: Context, records: Records) -> Outputs:
+        return {"out": Records([{**records.rows[0], "id": row["id"]} for row in records])}
+
+
+class Summing(Component[Nothing]):
+    """Rows that are their own, and something about all of them beside these."""
+
+    name = "summing"
+    outputs = {"rows": Out(Records), "about": Out(Document)}
+
+    @classmethod
+    def mixes(cls, config: Nothing) -> bool:
+        return False
+
+    def run(self, context: Context, records: Records, candidates: Document) -> Outputs:
+        return {"rows": records, "about": candidates}
+
+
 @pytest.fixture(scope="module")
 def registry() -> Registry:
     module = types.ModuleType("prompt_votes_plugin")
+    module.register_components = hookimpl(lambda: (Unreleased, Summing))  # type: ignore[attr-defined]
     module.register_models = hookimpl(lambda: (BlackBoxPlugin, FarPlugin, MaskedPlugin))  # type: ignore[attr-defined]
     return build_registry(names=(), modules=[module])
 
@@ -192,6 +228,29 @@ def test_the_site_refuses_them_whatever_was_planned(
     monkeypatch.setattr(asking, "_mixed", lambda *given: [])
     with pytest.raises(OsmoticError, match="2 of its inputs are private"):
         api.run(plan(shop, at_home() | {"config": {"batch": 8}}), home=shop.home, registry=registry)
+
+
+def test_what_was_not_released_is_private_whatever_its_port_says(shop: Any, registry: Registry) -> None:
+    path = plan(shop, at_home(), answers="given")
+    document = json.loads(path.read_text(encoding="utf-8"))
+    document["tasks"]["search"]["tasks"]["given"] = step("unreleased", records="answered")
+    path.write_text(json.dumps(document), encoding="utf-8")
+    assert api.plan(path, home=shop.home, registry=registry)["refusals"] == []  # only the site that ran it can know
+    with pytest.raises(OsmoticError, match="2 of its inputs are private"):
+        api.run(path, home=shop.home, registry=registry)
+
+
+def test_what_is_told_of_all_rows_together_is_no_rows_own(shop: Any, registry: Registry) -> None:
+    path = plan(shop, at_home(), candidates="told.about")
+    document = json.loads(path.read_text(encoding="utf-8"))
+    document["tasks"]["search"]["tasks"]["told"] = step("summing", records="items", candidates="proposed.candidates")
+    path.write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(RefusedError, match=r"several inputs are private \(items.records, search.told.about\)"):
+        api.run(path, home=shop.home, registry=registry)
+
+
+def step(component: str, **inputs: str) -> dict[str, Any]:
+    return {"component": component, "at": "clients", "inputs": inputs}
 
 
 def test_a_data_set_beside_the_records_is_an_input_of_its_own(shop: Any, registry: Registry) -> None:

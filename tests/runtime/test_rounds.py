@@ -110,7 +110,8 @@ def test_everybody_goes_on_from_its_own_last_round(run: Any, five: Any) -> None:
     assert "Who took part" in (five.home / "report.html").read_text(encoding="utf-8")
 
 
-def test_a_run_that_was_cut_off_goes_on_and_ends_the_same(run: Any, five: Any, hashes: Any) -> None:
+@pytest.mark.parametrize("until", [None, 1.5])
+def test_a_run_that_was_cut_off_goes_on_and_ends_the_same(run: Any, five: Any, hashes: Any, until: float | None) -> None:
     class Cutting(api.Quiet):
         left = 17
 
@@ -119,14 +120,15 @@ def test_a_run_that_was_cut_off_goes_on_and_ends_the_same(run: Any, five: Any, h
             if not self.left:
                 raise KeyboardInterrupt
 
-    made = {"loop": loop(), **AFTER}
+    made = {"loop": loop(until=until), **AFTER}
     whole = run(made, home="whole")
+    assert bool(whole["outcome"]["stopped"]) == bool(until)
     with pytest.raises(KeyboardInterrupt):
         run(made, watcher=Cutting())
     rest = run(made)
     assert 0 < rest["outcome"]["ran"] < whole["outcome"]["ran"]
     assert hashes(five.home) == hashes(five.folder / "whole")
-    assert run(made)["outcome"]["ran"] == 0
+    assert run(made)["outcome"]["ran"] == 0 and verify(five.home)["problems"] == []
 
 
 @pytest.mark.parametrize("isolate", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -163,6 +165,33 @@ def test_an_early_stop_leaves_out_who_had_not_taken_part(
     assert again["outcome"]["ran"] == 0 and again["table"]["rows"] == summary["table"]["rows"]
 
 
+def test_a_stop_holds_where_a_later_round_has_nobody_to_judge_it(five: Any, pieces: Registry) -> None:
+    """What was made in the first repeat is judged in the rounds of the second in which its maker takes part."""
+    document = {"parties": {"server": "hub", "clients": list(PARTIES)}}
+    first = {"repeat": {"times": 1, "sample": {"clients": 1}}, "tasks": {"local": step("train", "clients")}}
+    second = {
+        "repeat": {"times": 8, "sample": {"clients": 1}, "until": {"metric": "judged:value", "at_least": 1}},
+        "tasks": {
+            "judged": step("measure", "server", inputs={"document": "one.local"}),
+            "local": step("train", "clients"),
+        },
+    }
+    for seed in range(40):  # one in which that is so once, early
+        file = five.write({"one": first, "two": second}, **document, seed=seed)
+        graph = api.prepare(file, home=five.home, registry=pieces).graph
+        turn = [i.round for i in graph.instances.values() if i.node == "two.judged"]
+        if turn in ([2], [3]):
+            break
+    summary = api.run(file, home=five.home, registry=pieces)
+    assert list(summary["outcome"]["stopped"].values()) == turn
+    ran = [i for i in graph.instances.values() if i.node == "two.local" and i.id in summary["outcome"]["times"]]
+    ledgers = {party: Ledger(five.home / "parties" / party) for party in PARTIES}
+    found = [i.round for i in ran if ledgers[i.party].query("SELECT 1 FROM instances WHERE id=?", (i.id,))]
+    for ledger in ledgers.values():
+        ledger.close()
+    assert found == list(range(1, turn[0] + 1))
+
+
 def test_scores_of_every_round_by_arm_and_seed(run: Any, five: Any) -> None:
     """What clients carry starts absent, the server's model is sent on, and both are judged in every round."""
     report = {"table": "loop.scored", "rows": ["arm", "round"], "metrics": {"value": "Score"}}
@@ -195,6 +224,10 @@ def test_an_isolated_site_leaves_out_nothing_that_could_not_have_stopped(five: A
             else:
                 site.leave_out(late)
                 assert late not in {edge.producer for edge in site.instance("all@hub").edges()}
+                own = next(i for i in ready.graph.instances if i.startswith("loop.average[round=3]"))
+                site.leave_out(own)
+                with pytest.raises(RefusedError, match="has no task"):
+                    site.run(own)
                 site.results[late] = {}
                 with pytest.raises(RefusedError, match="cannot be left out"):
                     site.leave_out(late)

@@ -35,13 +35,11 @@ def test_the_common_subsequence_is_that_of_the_table(left: str, right: str) -> N
 
 
 @settings(max_examples=120)
-@given(st.lists(WORDS, max_size=8), st.lists(WORDS, max_size=4), WORDS, THRESHOLDS)
-def test_near_is_what_all_pairs_say(known: list[str], more: list[str], text: str, threshold: float) -> None:
+@given(st.lists(WORDS, max_size=12), WORDS, THRESHOLDS)
+def test_near_is_what_all_pairs_say(known: list[str], text: str, threshold: float) -> None:
     index = Nearness(known, threshold)
-    for one in more:
-        index.add(one)
     mine = text.split()
-    exact = [Fraction(2 * table(one.split(), mine), len(one.split()) + len(mine) or 1) for one in [*known, *more]]
+    exact = [Fraction(2 * table(one.split(), mine), len(one.split()) + len(mine) or 1) for one in known]
     assert index.near(text) == any(score > Fraction(str(threshold)) for score in exact)
 
 
