@@ -27,7 +27,6 @@ from isolation import violations
 import osmotic
 
 PIPELINE = "fedpit"
-PROTECTED = ("generator", "written", "protected")  # tasks of the arm dp alone
 LOCAL = ("local",)  # tasks whose weights must stay where FedPIT shares the other adapter alone
 ROUNDS = "tasks.rounds.repeat.times"  # keys of the pipeline
 STEPS = ("tasks.rounds.tasks.local.config.steps", "tasks.rounds.tasks.shared.config.steps")
@@ -128,8 +127,6 @@ def overrides(given: argparse.Namespace, clients: Sequence[str]) -> list[str]:
         "tasks.extraction.config.max_new_tokens": new,
         "tasks.evaluated.config.max_new_tokens_label": new,
     }
-    unused = {arm: {} if arm == "dp" else {"skip": True} for arm in given.arms}
-    found |= {f"tasks.{task}.vary": {"arm": unused} for task in PROTECTED}
     return [*(f"{key}={json.dumps(value)}" for key, value in found.items()), *given.set]
 
 

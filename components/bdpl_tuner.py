@@ -158,7 +158,7 @@ class _Search:
         """(the distributions after all steps that the queries suffice for, what happened in each)."""
         config, steps = self.config, list[dict[str, float]]()
         for number in range(config.iterations):
-            rng = self.context.rng(f"{self.context.task} iteration {number}")  # rounds are tasks of their own
+            rng = self.context.rng(f"iteration {number}")
             draws = [bdpl.draw(table, rng) for _ in range(config.samples)]
             rows = rng.sample(self.own, min(config.batch, len(self.own)))
             try:

@@ -142,7 +142,7 @@ class PromptProposer(Component[PromptProposerConfig]):
             raise ConfigError(Problem("candidates need a masked model", path="masked", fix="name one, or 'count: 0'"))
         if not current.free:
             raise ConfigError(Problem("the prompt has no word that may change", path="prompt", fix=FROZEN))
-        model, rng = context.model(config.masked), context.rng(f"{context.task} proposals")  # a round is a task
+        model, rng = context.model(config.masked), context.rng("proposals")
         words = Words.of(model, config.masked)
         likely = config.proposals == "mlm"
         proposals = MaskedProposals(model, words, config.top_k) if likely else RandomProposals(words, config.top_k, rng)

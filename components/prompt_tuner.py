@@ -26,7 +26,7 @@ from osmotic.components.prompting import racing
 from osmotic.components.prompting.judging import Asker, Judge, Labels, Verbalizer, label_problems, words_of
 from osmotic.components.prompting.prompts import Prompt
 from osmotic.components.prompting.proposals import EDIT, EditorProposals, MaskedProposals, Proposals, RandomProposals
-from osmotic.components.prompting.tuning import TRACE, Part, Row, Tuning, stream
+from osmotic.components.prompting.tuning import TRACE, Part, Row, Tuning
 from osmotic.components.prompting.words import LEAST, Words, encoded
 from osmotic.components.templates import check_slots
 from osmotic.plugins.contract import (
@@ -143,7 +143,7 @@ class PromptTuner(Component[PromptTunerConfig]):
         if config.proposals == "mlm":
             return MaskedProposals(masked, words, config.top_k)
         if config.proposals == "random":
-            return RandomProposals(words, config.top_k, stream(context, "random proposals"))
+            return RandomProposals(words, config.top_k, context.rng("random proposals"))
         if config.editor is None:
             raise ConfigError(Problem("needed for the proposals 'llm_editor'", path="editor"))
         how = Generation(config.editor_tokens)
@@ -186,7 +186,7 @@ def _parts(context: Context, config: PromptTunerConfig, records: Records, public
     ordered = sorted(records, key=lambda row: hashlib.sha256(str(row["id"]).encode("utf-8", "replace")).digest())
     held = min(len(ordered) - 1, math.ceil(config.held_out * len(ordered)))
     rest = ordered[held:]
-    batch = stream(context, "batch").sample(rest, min(config.batch, len(rest)))
+    batch = context.rng("batch").sample(rest, min(config.batch, len(rest)))
     shared = list(public or ()) if config.rho else []
     return _part(config, batch, shared), _part(config, ordered[:held], [])
 

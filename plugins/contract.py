@@ -156,7 +156,7 @@ class Context(Protocol):
         """Identity of the task, e.g. ``student[arm=fedcot,seed=1]@north``."""
 
     def rng(self, stream: str) -> random.Random:
-        """A named, seeded stream: equal for equal (pipeline seed or seed axis, party, stream), whatever the arm."""
+        """A named, seeded stream: equal for equal (pipeline seed or seed axis, party, round, stream), whatever the arm."""
 
     def model(self, name: str) -> Any:
         """The model of that name: the object itself at this party, or a port to the party that has it."""

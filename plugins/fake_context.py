@@ -73,6 +73,7 @@ class FakeContext:
     party: str = "north"
     task: str = "task@north"
     seed: int = 0
+    round: int = 0
     models: Mapping[str, Any] = field(default_factory=dict)
     datasets: Mapping[str, tuple[Records, RecordSchema]] = field(default_factory=dict)
     record_schema: RecordSchema | None = None
@@ -85,8 +86,8 @@ class FakeContext:
     _scratch: Path | None = None
 
     def rng(self, stream: str) -> random.Random:
-        """A stream of its own for each (seed, party, name)."""
-        return random.Random(hashed(json.dumps([self.seed, self.party, stream])))
+        """A stream of its own for each (seed, party, round, name)."""
+        return random.Random(hashed(json.dumps([self.seed, self.party, stream, *([self.round] if self.round else [])])))
 
     def model(self, name: str) -> Any:
         """The model of that name; raises ConfigError when the test gave none."""

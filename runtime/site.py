@@ -23,6 +23,7 @@ from osmotic.runtime.ledger import Ledger
 from osmotic.runtime.load import load_text
 from osmotic.runtime.ports import RemoteModel, adopt_calls, inherit_calls
 from osmotic.runtime.preparing import Prepared, classes_of
+from osmotic.runtime.questions import question_of
 from osmotic.runtime.releases import Releaser
 from osmotic.runtime.store import Store
 from osmotic.schemas.errors import ComponentError, Problem, RefusedError
@@ -308,7 +309,8 @@ class Site:
             party=self.party, task=instance.id, key=key, seed=self.seed_of(instance), noise_seed=graph.pipeline.noise_seed,
             label=label, lineage=datasets_of(graph, configs, instance), datasets=self.datasets, releaser=self.releaser,
             ledger=self.ledger, store=self.store, models=lambda name, label: self.model(name, instance, label),
-            source=self._source_of(instance), own_models=asking.OwnModels(self, graph), question=self._question(instance),
+            source=self._source_of(instance), own_models=asking.OwnModels(self, graph),
+            question=question_of(graph, configs, instance, self.model_key, self.seed_of),
             progress=lambda done, total, note: self.progress(instance.id, done, total, note),
             private_inputs=sum(
                 bool(ref.label.of("raw")) and not asking.own_rows(graph, configs, instance, edge, self._is_raw)
@@ -326,21 +328,6 @@ class Site:
         """Whether an artifact made here is private; one that is not here counts as such, one that never came to be does not."""
         ref = self.results.get(edge.producer, {}).get(edge.port)
         return edge.producer not in self.absent and (ref is None or bool(ref.label.of("raw")))
-
-    def _question(self, instance: Instance) -> str:
-        """What a task asks of its data: the tasks up to it, how they are connected, code, models and seeds; nothing private."""
-        graph, configs = self.need()
-        said = []
-        for identity in sorted(graph.ancestors([instance.id]) | {instance.id}):
-            one = graph.instances[identity]
-            component, config = graph.nodes[one.node].component, configs.of(one)
-            inputs = {port: [edge] if isinstance(edge, Edge) else edge for port, edge in one.inputs.items()}
-            edges = sorted([port, edge.producer, edge.port] for port, several in inputs.items() for edge in several)
-            names = sorted({name for key in model_fields(config) if (name := getattr(config, key)) is not None})
-            models = [[name, self.model_key(name)] for name in names]
-            code = code_of(component.__module__)
-            said.append([identity, component.name, code, configs.raw(one), edges, models, self.seed_of(one)])
-        return fingerprint(said)
 
     def _source_of(self, instance: Instance) -> str | None:
         """The data set that an instance may ask for: a source's own, and nothing for any other component."""

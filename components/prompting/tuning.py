@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loop of `prompt_tuner`: propose a word, compare, learn, keep what is best on a part held out (FedDTPT, section 3)."""
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -43,11 +42,6 @@ class Part:
         return racing.score(self.weights, right)
 
 
-def stream(context: Context, name: str) -> random.Random:
-    """A stream of this task: each round is a task of its own, and does not do what the round before it did."""
-    return context.rng(f"{context.task} {name}")
-
-
 @dataclass
 class Tuning:
     """One search. known: the prompt whose answers (`right`) the next one is compared with. current: what the next one is made
@@ -68,8 +62,8 @@ class Tuning:
     def run(self, start: Prompt) -> Prompt:
         """The best prompt; `values` and `notes` tell how it came about."""
         config = self.config
-        self._search = Search(stream(self.context, "positions"), config.c, config.credit, config.tau)
-        self._rng = stream(self.context, "race")
+        self._search = Search(self.context.rng("positions"), config.c, config.credit, config.tau)
+        self._rng = self.context.rng("race")
         self._current = self._known = self._best = start
         try:
             self._begin(start)

@@ -94,9 +94,9 @@ def test_clients_with_other_phrases_are_named():
 
 
 def test_rounds_draw_anew_and_seeds_decide():
-    first, second = (tune(context(task=f"tuner[round={i}]@north"), iterations=2) for i in range(2))
+    first, second = (tune(context(round=i), iterations=2) for i in range(2))
     assert first["curve"].data != second["curve"].data
-    again = tune(context(task="tuner[round=0]@north"), iterations=2)
+    again = tune(context(round=0), iterations=2)
     assert again["curve"].data == first["curve"].data
 
 

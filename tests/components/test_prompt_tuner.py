@@ -270,11 +270,11 @@ def test_an_editor_has_a_budget_of_its_own_and_places_without_proposals_are_told
 
 @pytest.mark.parametrize("proposals", ["mlm", "random"])
 def test_a_round_does_not_do_what_the_round_before_did(proposals: str):
-    """Rounds are tasks: other records are compared on, other places and random words tried; the same task does the same."""
+    """Other records are compared on, other places and random words tried; the same round does the same."""
     traces, asked = [], []
-    for task in ("tuned[round=1]@north", "tuned[round=1]@north", "tuned[round=2]@north"):
+    for number in (1, 1, 2):
         on = context()
-        on.task = task
+        on.round = number
         outputs = tuned(on, records(0, 60), proposals=proposals, iterations=5)
         traces.append([(row["position"], row["proposal"]) for row in outputs["trace"]])
         asked.append({prompt.partition("|")[2] for prompt in on.models["llm"].prompts})

@@ -275,7 +275,7 @@ def test_candidates_are_different_edits_of_the_current_prompt(proposals: str, ed
         assert offered.prompts[number].skeleton == prompt().skeleton
     again = propose(count=10, edits=edits, proposals=proposals)
     assert again["candidates"].data == found["candidates"].data
-    later = FakeContext(models={"masked": FakeMaskedLM(VOCABULARY)}, task="proposed[round=2]@hub")
+    later = FakeContext(models={"masked": FakeMaskedLM(VOCABULARY)}, round=2)
     assert propose(later, count=10, edits=edits, proposals=proposals)["candidates"].data != found["candidates"].data
     other = FakeContext(models={"masked": FakeMaskedLM(VOCABULARY)}, seed=1)
     assert propose(other, count=10, edits=edits, proposals=proposals)["candidates"].data != found["candidates"].data
