@@ -36,8 +36,8 @@ TEXTS = {
     "tasks.rounds.tasks.instructions.config.item": "Task {{ index }}: {{ instruction }}",
     "tasks.rounds.tasks.instructions.config.prompt": "{{ demonstrations }}\nTask {{ index }}:",
     "tasks.rounds.tasks.responses.config.item": "### Instruction:\n{{ instruction }}\n### Response:\n{{ response }}\n",
-    "tasks.rounds.tasks.responses.config.prompt": "{{ demonstrations }}\n### Instruction:\n{{ instruction }}\n",
-    "tasks.rounds.tasks.responses.config.marker": "### Response:",
+    "tasks.rounds.tasks.responses.config.prompt": "{{ demonstrations }}\n### Instruction:\n{{ instruction }}\n### Response:",
+    "tasks.rounds.tasks.responses.config.marker": None,  # so small a model seldom writes it of its own
     "tasks.rounds.tasks.responses.config.stop": ["### Instruction", "\n\n\n"],
 }
 KINDS = ("question", "request")
@@ -118,7 +118,7 @@ def overrides(given: argparse.Namespace, clients: Sequence[str]) -> list[str]:
         **{key.replace("steps", "batch"): given.batch for key in STEPS},
         **{key.replace("steps", "learning_rate"): given.rate for key in STEPS},
         **{key.replace("steps", "max_length"): longest for key in STEPS},
-        "tasks.rounds.tasks.instructions.config.candidates": 2 * given.kept,
+        "tasks.rounds.tasks.instructions.config.candidates": 4 * given.kept,
         "tasks.rounds.tasks.instructions.config.max_new_tokens": given.words,
         "tasks.rounds.tasks.responses.config.max_new_tokens": new,
         "tasks.rounds.tasks.chosen.config.keep": given.kept,
@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rate", type=float, default=1e-3, help="of learning")
     parser.add_argument(
-        "--kept", type=int, default=32, help="synthetic examples that a client trains on, chosen of about twice as many"
+        "--kept", type=int, default=32, help="synthetic examples that a client trains on, chosen of up to four times as many"
     )
     parser.add_argument("--prefix", type=float, default=0.3, help="share of a response that the extraction attack knows")
     parser.add_argument("--layers", type=int, default=None, help="keep the first N of SmolLM2's layers only")

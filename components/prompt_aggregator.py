@@ -62,7 +62,7 @@ LONGEST = 4096  # tokens of an upload
 WORD = 4  # bytes of an id
 ALIKE = 2  # words that may well have one vector
 AUDIT = ("id", "client", "position", "token", "cluster", "weight", "kept", "place")
-CHANGES = ("id", "place", "before", "after", "frozen", "cluster", "weight", "client")
+CHANGES = ("id", "place", "written", "before", "after", "frozen", "cluster", "weight", "client")
 
 
 class PromptAggregatorConfig(Config):
@@ -136,7 +136,8 @@ class PromptAggregator(Component[PromptAggregatorConfig]):
     def run(
         self, context: Context, uploads: Gathered[Document], previous: Document | None = None, public: Records | None = None
     ) -> Outputs:
-        """`prompt`: the new one. `audit`: a row for each token of each upload. `changes`: the new prompt beside the previous.
+        """`prompt`: the new one. `audit`: a row for each token of each upload. `changes`: the new prompt beside the previous
+        and the hand-written one.
         `report`: clusters, distance curve and eps, bytes a client sent, the guard's scores.
 
         Raises DataError naming the client whose upload is malformed, empty or has other frozen tokens; ConfigError without a
@@ -160,7 +161,7 @@ class PromptAggregator(Component[PromptAggregatorConfig]):
         kept = before if not made.chosen or (scores and scores["kept"] == "previous") else after
         report = _report(sent, given, made, kept) | ({"guard": scores} if scores else {})
         rows = _audit(given, made, words, before, after if kept is after else None)
-        changes = _changes(before, kept, made, kept is after)
+        changes = _changes(self._written(), before, kept, made, changed=kept is after)
         return {
             "prompt": Document(kept.to_json()),
             "audit": Records(rows, AUDIT),
@@ -171,10 +172,15 @@ class PromptAggregator(Component[PromptAggregatorConfig]):
     def _before(self, previous: Document | None) -> Prompt:
         if previous is not None:
             return Prompt.of_json(previous.data, "previous")
-        if self.config.prompt is None:
+        written = self._written()
+        if written is None:
             fix = "connect 'previous', or write the prompt that the clients began with"
             raise ConfigError(Problem("there is no prompt that the uploads are edits of", path="prompt", fix=fix))
-        return Prompt.parse(self.config.prompt, words_of(self.config.labels).values())
+        return written
+
+    def _written(self) -> Prompt | None:
+        """The hand-written prompt, where the configuration has one."""
+        return None if self.config.prompt is None else Prompt.parse(self.config.prompt, words_of(self.config.labels).values())
 
     def _merged(self, context: Context, given: Mapping[str, list[int]], before: Prompt, words: Words) -> Merged:
         """The free tokens of the new prompt. Raises ConfigError for an embedder that tells no word from another."""
@@ -313,13 +319,17 @@ def _named(group: Group) -> str:
     return {NOISE: "noise", STILL: "unchanged"}.get(group.cluster, str(group.cluster))
 
 
-def _changes(before: Prompt, kept: Prompt, made: Merged, changed: bool) -> list[dict[str, Any]]:
-    """The new prompt beside the previous one, place by place; "" where one of them has ended."""
+def _changes(
+    written: Prompt | None, before: Prompt, kept: Prompt, made: Merged, changed: bool
+) -> list[dict[str, Any]]:  # fmt: skip
+    """The new prompt beside the previous one and the hand-written one, place by place; "" where one of them has ended."""
     group_at = dict(zip(kept.free, made.chosen, strict=True)) if changed else {}
     rows: list[dict[str, Any]] = []
-    for place, (old, new) in enumerate(zip_longest(before.tokens, kept.tokens)):
-        group = group_at.get(place)
-        told = {"id": numbered(place), "place": place, "before": old.text if old else "", "after": new.text if new else ""}
+    first = written.tokens if written else ()
+    for place, each in enumerate(zip_longest(first, before.tokens, kept.tokens)):
+        group, new = group_at.get(place), each[2]
+        texts = dict(zip(("written", "before", "after"), [token.text if token else "" for token in each], strict=True))
+        told = {"id": numbered(place), "place": place, **texts}
         told |= {"frozen": bool(new and new.frozen), "cluster": _named(group) if group else ""}
         rows.append({**told, "weight": group.weight if group else None, "client": group.spot.client if group else ""})
     return rows

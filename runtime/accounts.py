@@ -26,6 +26,7 @@ from osmotic.runtime.charging import (
     weakest,
 )
 from osmotic.runtime.composition import RecordEvents, events_under, size_of, told
+from osmotic.runtime.graph import Graph
 from osmotic.runtime.site import Ref, Site
 from osmotic.schemas.errors import MembraneError, Problem
 from osmotic.schemas.labels import Label
@@ -206,6 +207,20 @@ def may_show(site: Site, ref: Ref, what: str) -> None:
         edge=f"shown: {what}", name="report", sender=site.party, receiver="report", direction="out", kind=ref.kind,
         digest=ref.digest, size=0, label=ref.label,
     )  # fmt: skip
+
+
+def called(site: Site, graph: Graph) -> list[dict[str, Any]]:
+    """Calls that this party's tasks made of models elsewhere, summed by task and call: as its transcript has them."""
+    found: dict[str, dict[str, Any]] = {}
+    for (body,) in site.ledger.query("SELECT body FROM crossings ORDER BY seq"):
+        entry = json.loads(body)
+        if entry["kind"] != "call" or entry["direction"] != "out" or entry["edge"].partition("=>")[0] not in graph.instances:
+            continue
+        new = {"edge": entry["edge"], "name": entry["name"], "sender": entry["from"], "receiver": entry["to"]}
+        row = found.setdefault(entry["edge"], {**new, "bytes": 0, "count": 0})
+        row["bytes"] += entry["bytes"]
+        row["count"] += 1
+    return list(found.values())
 
 
 def benchmark(ref: Ref) -> dict[str, bool]:

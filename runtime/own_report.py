@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 from osmotic.plugins.contract import Metrics, Records
-from osmotic.runtime.accounts import account, summary
+from osmotic.runtime.accounts import account, called, summary
 from osmotic.runtime.graph import Graph
 from osmotic.runtime.ledger import Ledger
 from osmotic.runtime.report import render
@@ -29,11 +29,13 @@ class OwnView:
         self.site = site
 
     def request(self, party: str, header: dict[str, Any], blob: bytes = b"") -> tuple[dict[str, Any], bytes]:
-        """`account`, `metrics` and `samples` of the own party, without the check of what others may see."""
+        """`account`, `called`, `metrics` and `samples` of the own party, without the check of what others may see."""
         if party != self.site.party:
             return _withheld()
         if header["op"] == "account":
             return {}, canonical(account(self.site, header["crossings"]))
+        if header["op"] == "called":
+            return {}, canonical(called(self.site, self.site.need()[0]))
         ref = self.site.results[header["id"]][header["port"]]
         artifact = self.site.store.get(ref.kind, ref.digest)
         if header["op"] == "metrics" and isinstance(artifact, Metrics):

@@ -15,6 +15,7 @@ from typing import Any
 
 from osmotic.runtime.report_chart import draw
 from osmotic.runtime.report_graph import lay_out
+from osmotic.runtime.tables import number_of
 
 LONGEST = 1200  # characters of one field of a sample
 CHART, LABEL, BAND = 460, 150, 26  # widths of a chart and of its labels, height of a row, in SVG units
@@ -48,6 +49,7 @@ def render(summary: Mapping[str, Any], *, title: str | None = None) -> str:
         several_seeds=any(len(c["seeds"]) > 1 for row in summary["table"]["rows"] for c in row["cells"].values()),
         differences={(c["row"], c["metric"]): c for c in summary["table"]["comparisons"]},
         crossed=crossed(summary, roles, graph.numbers),
+        crossings=number_of(summary["crossings"]),
         samples=[{**s, "columns": list(dict.fromkeys(k for row in s["rows"] for k in row))} for s in summary["samples"]],
         times=times(summary["outcome"]["times"]),
     )
@@ -144,7 +146,7 @@ def crossed(
         node, port = node_of(producer), rest.partition(".")[2]
         new = {"what": f"{node}.{port}" if port else node, "count": 0, "bytes": 0, "again": 0, "from": set(), "to": set()}
         row = rows.setdefault((node, one["name"]), {**new, "name": one["name"]})
-        row["count"] += 1
+        row["count"] += int(one.get("count", 1))
         row["bytes"] += one["bytes"]
         row["again"] += not one["bytes"]
         row["from"].add(one["sender"])

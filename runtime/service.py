@@ -62,6 +62,7 @@ class Service:
             "metrics": self._metrics,
             "samples": self._samples,
             "account": self._account,
+            "called": self._called,
             "hashes": self._hashes,
             "heads": self._heads,
             "settle": self._settle,
@@ -248,6 +249,13 @@ class Service:
         ref = self.site.results[header["id"]][header["port"]]
         accounts.may_show(self.site, ref, f"{what} of {header['id']}")
         return ref, self.site.store.get(ref.kind, ref.digest)
+
+    def _called(self, header: Header, blob: bytes) -> Reply:
+        """Calls of models elsewhere, for the report of the whole; how many there were may follow private data, and stays."""
+        data = self.site.policy.data.values()
+        if not self.local and not all(one.label == "public" or one.purpose == "benchmark" for one in data):
+            return {}, canonical([])
+        return {}, canonical(accounts.called(self.site, self.site.need()[0]))
 
     def _account(self, header: Header, blob: bytes) -> Reply:
         """What these crossings cost this party: its guarantee, computed from its own ledger."""

@@ -46,7 +46,7 @@ def summarise(graph: Graph, transport: Transport, outcome: Outcome, parties: Seq
         "table": table,
         "chart": chart_of(graph.pipeline, table),
         "graph": drawing(graph),
-        "crossings": [vars(c) for c in sorted(outcome.crossings, key=lambda c: c.edge)],
+        "crossings": [vars(c) for c in sorted(outcome.crossings, key=lambda c: c.edge)] + _calls(graph, transport, parties),
         "samples": samples,
         "rounds": graph.sample(),
         "outcome": {
@@ -108,6 +108,15 @@ def account(graph: Graph, transport: Transport, edges: list[str], parties: Seque
         if one["word"] != "nothing crosses" or _has_data(graph, party):
             found.append(one)
     return found
+
+
+def _calls(graph: Graph, transport: Transport, parties: Sequence[str]) -> list[dict[str, Any]]:
+    """Calls of models elsewhere, of each task together (`count`): crossings like any other, but for their number."""
+    found: list[dict[str, Any]] = []
+    for party in (parties or graph.role_of) if graph.pipeline.models else ():
+        _, body = ask(transport, party, {"op": "called"})
+        found += json.loads(body)
+    return sorted(found, key=lambda call: str(call["edge"]))
 
 
 def _has_data(graph: Graph, party: str) -> bool:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plain text for the terminal: plan, result, ledger, catalogue. The guarantee comes first everywhere."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ def result_text(summary: dict[str, Any]) -> str:
     moved = sum(c["bytes"] for c in summary["crossings"])
     outcome = summary["outcome"]
     done = f"{outcome['tasks']} tasks: {outcome['ran']} ran, {outcome['cached']} found finished"
-    crossed = f"{len(summary['crossings'])} crossings, {size(moved)} moved; {outcome['seconds']:.1f} s"
+    crossed = f"{number_of(summary['crossings'])} crossings, {size(moved)} moved; {outcome['seconds']:.1f} s"
     parts.append(f"{done}; {crossed}. Report: {summary['home']}/report.html")
     return "\n\n".join(p for p in parts if p)
 
@@ -131,11 +132,16 @@ def _crossed(summary: dict[str, Any]) -> str:
     for crossing in summary["crossings"]:
         found.setdefault(crossing["name"], []).append(crossing)
     rows = [
-        [name, _who(cs, "sender") + " -> " + _who(cs, "receiver"), str(len(cs)), size(sum(c["bytes"] for c in cs)),
+        [name, _who(cs, "sender") + " -> " + _who(cs, "receiver"), str(number_of(cs)), size(sum(c["bytes"] for c in cs)),
          "WAIVED" if name in waived else ""]
         for name, cs in found.items()
     ]  # fmt: skip
     return grid(["what crossed", "direction", "times", "bytes (new)", ""], rows)
+
+
+def number_of(crossings: Iterable[Mapping[str, Any]]) -> int:
+    """How many there were; calls of a model come summed."""
+    return sum(int(one.get("count", 1)) for one in crossings)
 
 
 def _who(crossings: list[dict[str, Any]], end: str) -> str:

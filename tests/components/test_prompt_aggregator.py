@@ -90,6 +90,9 @@ def test_one_client_is_returned_unchanged_whatever_the_rules() -> None:
     assert text_of(outputs) == alone.template
     changed = [(row["before"], row["after"], row["client"]) for row in outputs["changes"] if row["before"] != row["after"]]
     assert changed == [("Say", "tell", "a"), ("is", "w5", "a")]
+    later = aggregate({"a": upload(alone)}, previous=outputs["prompt"])
+    told = {row["place"]: (row["written"], row["before"], row["after"]) for row in later["changes"]}
+    assert (told[0], told[3]) == (("Say", "tell", "tell"), ("is", "w5", "w5"))
 
 
 def test_words_that_mean_the_same_are_one_and_the_nearest_to_the_others_speaks() -> None:

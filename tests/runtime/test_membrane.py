@@ -13,7 +13,7 @@ from osmotic.plugins.host import Registry
 from osmotic.runtime.policies import open_site, policies_of
 from osmotic.runtime.service import Service
 from osmotic.schemas.artifacts import Records
-from osmotic.schemas.labels import Label, Provenance
+from osmotic.schemas.labels import PUBLIC, Label, Provenance
 from osmotic.schemas.messages import MAGIC, Envelope, unpack
 
 Header = dict[str, Any]
@@ -235,6 +235,19 @@ def test_unknown_or_malformed_requests(desk: Desk, tasks: Tasks) -> None:
         desk.run("north", "items@north")
         assert desk.code("north", op, id="items@north", port="records", count=3) == "membrane"
     assert desk.code("north", "alias", id="safe@north", earlier="items@north") == "component"
+
+
+@pytest.mark.parametrize(("purpose", "told"), [("private", 0), ("benchmark", 1)])
+def test_how_often_a_model_was_asked_is_told_of_benchmark_data_alone(
+    desk: Desk, tasks: Tasks, purpose: str, told: int
+) -> None:  # fmt: skip
+    desk.shop.binding = {"purpose": purpose}
+    assert desk.accept("north", tasks()) == "fine"
+    service = desk.services["north"]
+    sent = {"sender": "north", "receiver": "hub", "direction": "out", "kind": "call", "digest": "0", "size": 7}
+    service.site.ledger.cross(edge="safe@north=>m.generate", name="model m", label=PUBLIC, **sent)
+    _, body = service.handle({"op": "called"}, b"")
+    assert len(json.loads(body)) == told
 
 
 def test_nothing_private_is_in_any_reply(desk: Desk, tasks: Tasks) -> None:

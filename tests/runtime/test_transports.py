@@ -104,6 +104,11 @@ def test_a_released_record_may_be_asked_about_elsewhere_once(run: Any, shop: Any
     assert [(e["to"], e["word"], e["edge"]) for e in calls] == [
         ("hub", "protected", "asked@north=>echo.generate"), ("hub", "protected", "asked@north=>echo.log_likelihood"),
     ]  # fmt: skip
+    told = [c for c in first["crossings"] if c["name"] == "model echo" and c["sender"] == "north"]
+    listed = [(e["edge"], 1, e["bytes"]) for e in calls]
+    assert [(c["edge"], c["count"], c["bytes"]) for c in told] == listed
+    own = json.loads((shop.home / "parties" / "north" / "results.json").read_text(encoding="utf-8"))["crossings"]
+    assert [(c["edge"], c["count"], c["bytes"]) for c in own if c["name"] == "model echo"] == listed
     made["asked"]["config"] = {**config}
     made["asked2"] = {**made["asked"], "inputs": {"records": "asked_in"}}
     made["asked_in"] = {"component": "relay", "at": "clients", "inputs": {"records": "safe"}}
