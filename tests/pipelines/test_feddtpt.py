@@ -100,16 +100,15 @@ def test_again_runs_nothing_and_spends_nothing(finished: Path) -> None:
 
 def test_a_killed_run_goes_on_to_the_same_prompt(finished: Path, tmp_path: Path) -> None:
     only = 'matrix.arm=["manual","feddtpt"]'
-    process = subprocess.Popen(
-        command("run", *short(tmp_path, only)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=ENVIRONMENT
-    )
     deadline, said = time.monotonic() + 200, b""
-    while b"tuned[round=1,seed=1,arm=feddtpt]@east" not in said:
-        line = process.stdout.readline() if process.stdout else b""
-        assert line and time.monotonic() < deadline, said.decode()
-        said += line
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    with subprocess.Popen(
+        command("run", *short(tmp_path, only)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=ENVIRONMENT
+    ) as process:
+        while b"tuned[round=1,seed=1,arm=feddtpt]@east" not in said:
+            line = process.stdout.readline() if process.stdout else b""
+            assert line and time.monotonic() < deadline, said.decode()
+            said += line
+        process.send_signal(signal.SIGKILL)
     done = osmotic("run", *short(tmp_path, only), "--quiet")
     assert done.returncode == 0, done.stderr
     got, wanted = (rows_of(home)["feddtpt"]["cells"] for home in (tmp_path, finished))
@@ -120,7 +119,7 @@ def test_a_killed_run_goes_on_to_the_same_prompt(finished: Path, tmp_path: Path)
 def test_without_the_waiver_the_upload_is_refused(tmp_path: Path) -> None:
     done = osmotic("plan", *short(tmp_path, "tasks.tuning.tasks.merged.inputs.uploads=tuned.upload"))
     assert done.returncode == 4
-    assert "tuning.merged.uploads" in done.stderr and "asks for no waiver" in done.stderr
+    assert "tasks.tuning.tasks.merged.inputs.uploads" in done.stderr and "asks for no waiver" in done.stderr
 
 
 def test_a_prompt_without_its_placeholder_is_refused_in_the_plan(tmp_path: Path) -> None:

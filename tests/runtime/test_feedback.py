@@ -14,13 +14,13 @@ from osmotic.components.dp_sanitizer import DpSanitizer
 from osmotic.components.feedback_sanitizer import FeedbackSanitizerConfig
 from osmotic.plugins.contract import Component, Config, Context, Out, Outputs, Records
 from osmotic.plugins.host import Registered, Registry
-from osmotic.runtime import api, releases
-from osmotic.runtime import site as site_module
+from osmotic.runtime import api, questions, releases
 from osmotic.runtime.checks import Configs
 from osmotic.runtime.graph import Graph
 from osmotic.runtime.ledger import Ledger
 from osmotic.runtime.load import load_text
 from osmotic.runtime.policies import open_site, policies_of
+from osmotic.runtime.questions import question_of
 from osmotic.runtime.releases import Releaser
 from osmotic.runtime.verifying import verify
 from osmotic.schemas.errors import BudgetError, ConfigError, OsmoticError
@@ -207,7 +207,7 @@ def question(shop: Any, tasks: dict[str, Any], registry: Registry, **document: A
     graph = Graph(load_text(file.read_text(), "shop.yaml", (), shop.folder), registry)
     site.take(graph, Configs(graph))
     try:
-        return site._question(site.instance("asked@north"))
+        return question_of(*site.need(), site.instance("asked@north"), site.model_key, site.seed_of)
     finally:
         site.ledger.close()
 
@@ -227,7 +227,7 @@ def test_another_question_is_told_by_edges_code_models_and_seed(
     assert before == asked("some", "other", description="told in other words") != asked("other", "some")
     assert before != asked("some", "other", seed=7)
     with monkeypatch.context() as patch:
-        patch.setattr(site_module, "code_of", lambda module: "changed" if module == Keep.__module__ else module)
+        patch.setattr(questions, "code_of", lambda module: "changed" if module == Keep.__module__ else module)
         changed = asked("some", "other")
     assert before != changed
     models = {"echo": {"type": "toy-echo", "at": "clients"}}
