@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -280,12 +280,16 @@ def save_tables(teacher: LlamaForCausalLM, path: Path) -> None:
 
 def save_data(folder: Path, seed: int) -> None:
     """Write the schema and every split of records as JSON lines."""
+    save_lists(folder, domain.schema_yaml(), {**domain.private_splits(seed), "public": domain.public_sample(seed)})
+
+
+def save_lists(folder: Path, schema: str, lists: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Write ``schema.yaml``, and each list of records as JSON lines: how every generated world keeps its data."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "schema.yaml").write_text(domain.schema_yaml(), encoding="utf-8")
-    splits: dict[str, list[dict[str, Any]]] = {**domain.private_splits(seed), "public": domain.public_sample(seed)}
-    for split, records in splits.items():
+    (folder / "schema.yaml").write_text(schema, encoding="utf-8")
+    for name, records in lists.items():
         lines = [json.dumps(record) + "\n" for record in records]
-        (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 def make(out: Path, seed: int = domain.SEED) -> None:

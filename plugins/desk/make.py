@@ -10,13 +10,21 @@ Everything is learned from generated sentences; a client's records are never loo
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from osmotic.plugins.clinic.make import MAX_POSITIONS, Recipe, build_masked, build_model, fit, mask_batch, save_model
+from osmotic.plugins.clinic.make import (
+    MAX_POSITIONS,
+    Recipe,
+    build_masked,
+    build_model,
+    fit,
+    mask_batch,
+    save_lists,
+    save_model,
+)
 from osmotic.plugins.clinic.make import build_tokenizer as build_words
 from osmotic.plugins.desk import domain, teaching
 
@@ -94,12 +102,8 @@ def train_masked(recipe: Recipe, seed: int, log: bool = True) -> BertForMaskedLM
 
 def save_data(folder: Path, seed: int = domain.SEED) -> None:
     """Write the schemas, every list of records and the public instructions as JSON lines."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "schema.yaml").write_text(domain.schema_yaml(), encoding="utf-8")
+    save_lists(folder, domain.schema_yaml(), {**domain.splits(seed), "instructions": teaching.instructions(seed)})
     (folder / "instructions.yaml").write_text(domain.schema_yaml(labelled=False), encoding="utf-8")
-    for name, rows in {**domain.splits(seed), "instructions": teaching.instructions(seed)}.items():
-        lines = [json.dumps(row) + "\n" for row in rows]
-        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 def make_data(out: Path, more: int = 0) -> None:

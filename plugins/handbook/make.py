@@ -9,14 +9,13 @@ machine and one torch version. The model learns from public, generated text; a c
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from osmotic.plugins.clinic.make import build_tokenizer as build_words
-from osmotic.plugins.clinic.make import save_model
+from osmotic.plugins.clinic.make import save_lists, save_model
 from osmotic.plugins.handbook import domain, teaching
 
 if TYPE_CHECKING:
@@ -117,11 +116,7 @@ def train(recipe: Recipe, seed: int, log: bool = True) -> LlamaForCausalLM:
 
 def save_data(folder: Path, seed: int = domain.SEED) -> None:
     """Write the schema and every list of records as JSON lines."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "schema.yaml").write_text(domain.schema_yaml(), encoding="utf-8")
-    for name, records in domain.splits(seed).items():
-        lines = [json.dumps(record) + "\n" for record in records]
-        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    save_lists(folder, domain.schema_yaml(), domain.splits(seed))
 
 
 def make_data(out: Path, seed: int) -> None:

@@ -10,7 +10,6 @@ Everything is learned from public, generated sentences; a client's records are n
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from osmotic.plugins.clinic.make import Recipe, build_model, fit, save_model
+from osmotic.plugins.clinic.make import Recipe, build_model, fit, save_lists, save_model
 from osmotic.plugins.clinic.make import build_tokenizer as build_words
 from osmotic.plugins.shop import domain, teaching
 
@@ -84,11 +83,7 @@ def grown(folder: Path, recipe: Recipe, seed: int) -> LlamaForCausalLM:
 
 def save_data(folder: Path, seed: int = domain.SEED) -> None:
     """Write the schema and every list of records as JSON lines."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "schema.yaml").write_text(domain.schema_yaml(), encoding="utf-8")
-    for name, records in domain.splits(seed).items():
-        lines = [json.dumps(record) + "\n" for record in records]
-        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    save_lists(folder, domain.schema_yaml(), domain.splits(seed))
 
 
 def make_data(out: Path, seed: int) -> None:
