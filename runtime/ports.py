@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from osmotic.plugins.contract import Answer, Generation
+from osmotic.runtime.answers import Answers
 from osmotic.runtime.journal import TaskJournal
 from osmotic.runtime.rules import check_entries
 from osmotic.schemas.artifacts import canonical
@@ -46,7 +47,7 @@ class RemoteModel:
 
     def __init__(self, site: "Site", instance: "Instance", name: str, party: str, label: Callable[[], Label]) -> None:
         self._site, self._instance, self._name, self._party, self._label = site, instance, name, party, label
-        self._cache = TaskJournal(site.ledger, fingerprint(["port", party, name, site.model_key(name)]), "calls")
+        self._kept = Answers(site.ledger, ["port", party, name, site.model_key(name)])
 
     def generate(self, prompts: Sequence[str], how: Generation) -> list[Answer]:
         """One answer a prompt; prompts asked before (same model, same options) are not sent again.
@@ -79,18 +80,16 @@ class RemoteModel:
 
     def _call(self, method: str, items: list[Any]) -> list[Any]:
         label = self._allowed()  # what was answered before, to another task, is not therefore allowed to this one
-        keys = [fingerprint([method, item]) for item in items]
-        asked: dict[str, Any] = {}
-        for key, item in zip(keys, items, strict=True):
-            if key not in asked and self._cache.get(key) is None:
-                asked[key] = item
-        if asked:
-            answers = dict(zip(asked, self._send(method, list(asked.values()), label), strict=True))
-            self._cache.put_all({key: answer for key, answer in answers.items() if not _failed(answer)})
-            return [answers[key] if key in answers else self._cache.get(key) for key in keys]
-        if items:
+        questions = self._kept.sort(method, items)
+        answers = dict(questions.found)
+        if questions.keys:
+            came = self._send(method, [items[i] for i in questions.first], label)
+            self._kept.keep({key: one for key, one in zip(questions.keys, came, strict=True) if not _failed(one)})
+            for places, answer in zip(questions.places, came, strict=True):
+                answers |= dict.fromkeys(places, answer)
+        elif items:
             note_known(self._site, self._header(method, label), canonical(items), label, self._party)
-        return [self._cache.get(key) for key in keys]
+        return [answers[i] for i in range(len(items))]
 
     def _header(self, method: str, label: Label) -> dict[str, Any]:
         return {"op": "call", "model": self._name, "method": method, "task": self._instance.id, "label": label.to_json()}
