@@ -21,7 +21,7 @@ from pydantic import Field
 from osmotic.plugins.contract import Config, ModelPlugin
 from osmotic.plugins.models.causal import CausalModel
 from osmotic.plugins.models.decoding import accepts, not_numbers
-from osmotic.plugins.models.masked import MASK
+from osmotic.plugins.models.masked import MASK, spelled
 from osmotic.plugins.models.options import LOGITS, Device, Dtype
 from osmotic.plugins.models.smollm2 import SmolLm2, SmolLm2Config
 from osmotic.plugins.models.transformers import TransformersConfig, TransformersModel
@@ -114,13 +114,8 @@ class FillModel:
     @cached_property
     def _vocabulary(self) -> tuple[str, ...]:
         tokenizer = self.model.tokenizer
-        words = [""] * self.model.vocabulary
         reserved = {i for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special}
-        special = {*tokenizer.all_special_ids, *reserved}
-        for word, number in tokenizer.get_vocab().items():
-            if number not in special and number < len(words):
-                words[number] = word
-        return tuple(words)
+        return spelled(tokenizer, self.model.vocabulary, {*tokenizer.all_special_ids, *reserved})
 
     def fill(self, texts: Sequence[str], top_k: int) -> list[list[tuple[str, float]]]:
         """(token, log-probability among the text's candidates), best first: `top_k` of them, or as many as there are.

@@ -5,7 +5,7 @@ A model from a local directory, a shipped one (``osmotic:NAME``) or the hub. Tex
 tokenizer's own mask token is called.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -63,12 +63,8 @@ class MaskedModel:
 
     @cached_property
     def _vocabulary(self) -> tuple[str, ...]:
-        words = [""] * int(self.module.get_output_embeddings().weight.shape[0])
-        special = set(self.tokenizer.all_special_ids)
-        for word, number in self.tokenizer.get_vocab().items():
-            if number not in special and number < len(words):
-                words[number] = word
-        return tuple(words)
+        columns = int(self.module.get_output_embeddings().weight.shape[0])
+        return spelled(self.tokenizer, columns, set(self.tokenizer.all_special_ids))
 
     def logits(self, texts: Sequence[str]) -> "np.ndarray":
         """float32 [n, V] at the mask. Raises ComponentError unless each text has exactly one and fits into the model."""
@@ -124,6 +120,15 @@ class MaskedModel:
             logits = self.module(input_ids=ids, attention_mask=mask).logits
         at = torch.tensor([list(row).index(self.tokenizer.mask_token_id) for row in rows])
         return logits[torch.arange(len(rows)), at].float().numpy()
+
+
+def spelled(tokenizer: Any, columns: int, special: Collection[int]) -> tuple[str, ...]:
+    """Every token as its tokenizer spells it, in the order of the columns; empty for special tokens and unnamed columns."""
+    words = [""] * columns
+    for word, number in tokenizer.get_vocab().items():
+        if number not in special and number < columns:
+            words[number] = word
+    return tuple(words)
 
 
 def _load(config: MaskedConfig) -> tuple[Any, Any]:
