@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is installed, and the schemas of every document."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from osmotic.runtime.commands.options import JsonOption
+
+
+def components(json_: JsonOption = False) -> None:
+    """The components that pipelines can name, with their ports."""
+    from osmotic.plugins.host import build_registry
+    from osmotic.runtime.tables import components_text, components_values
+
+    values = components_values(build_registry())
+    print(json.dumps(values, sort_keys=True) if json_ else components_text(values))
+
+
+def plugins(json_: JsonOption = False) -> None:
+    """What is registered, by which distribution, and which plugins could not be loaded and why."""
+    from osmotic.plugins.host import build_registry
+    from osmotic.runtime.tables import plugins_text, plugins_values
+
+    values = plugins_values(build_registry())
+    print(json.dumps(values, sort_keys=True) if json_ else plugins_text(values))
+
+
+def schema(
+    name: Annotated[str | None, typer.Argument(help="Print one: pipeline, sites, records, ...")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Exit 5 if the checked-in files are stale.")] = False,
+    write: Annotated[Path | None, typer.Option("--write", help="Write all into a folder.")] = None,
+) -> None:
+    """JSON Schemas of every document, for editors and for others' tools."""
+    from osmotic.runtime.tables import schema_command
+
+    print(schema_command(name, check, write))
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    for command in (components, plugins, schema):
+        app.command()(command)
