@@ -15,17 +15,30 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from osmotic.plugins.contract import Artifact, Generation, Metrics, Records
+from osmotic.plugins.contract import Artifact, Document, Generation, Metrics, Records
 from osmotic.runtime import accounts, demands, membrane
 from osmotic.runtime.checks import model_fields
+from osmotic.runtime.deadlines import in_time
 from osmotic.runtime.graph import Instance
 from osmotic.runtime.ledger import now
 from osmotic.runtime.ports import record_call
+from osmotic.runtime.reporting.gather import transcript
 from osmotic.runtime.site import Ref, Site
+from osmotic.runtime.turns import Turns
 from osmotic.schemas.artifacts import canonical
-from osmotic.schemas.errors import Code, ComponentError, MembraneError, OsmoticError, Problem, ProtocolFault, RequireError
+from osmotic.schemas.errors import (
+    Code,
+    ComponentError,
+    MembraneError,
+    OsmoticError,
+    Problem,
+    ProtocolFault,
+    RequireError,
+    StoreError,
+)
 from osmotic.schemas.labels import Label
 
+OWN = ("share", "find")  # for processes of one party; elsewhere, what was found finished is nobody's business
 Header = dict[str, Any]
 Reply = tuple[Header, bytes]
 
@@ -47,12 +60,15 @@ class Service:
 
     def __init__(self, site: Site, local: bool) -> None:
         self.site, self.local = site, local
+        self.failure: OsmoticError | None = None  # the last one, as software around this party may show it
         self.operations: dict[str, Callable[[Header, bytes], Reply]] = {
             "plan": self._plan,
             "status": self._status,
             "run": self._run,
             "alias": self._alias,
             "absent": self._absent,
+            "share": self._share,
+            "find": self._find,
             "held": self._held,
             "known": self._known,
             "pull": self._pull,
@@ -61,6 +77,8 @@ class Service:
             "call": self._call,
             "metrics": self._metrics,
             "samples": self._samples,
+            "document": self._document,
+            "transcript": self._transcript,
             "account": self._account,
             "called": self._called,
             "hashes": self._hashes,
@@ -72,18 +90,38 @@ class Service:
         """Answer one request; errors become a header with a code from the closed list."""
         try:
             operation = self.operations.get(str(header.get("op")))
-            if operation is None:
+            if operation is None or (header["op"] in OWN and not self.local):
                 raise ProtocolFault(Problem(f"unknown operation {header.get('op')!r}"))
             return operation(header, blob)
         except OsmoticError as error:
             self._log(header, str(error))
-            return refusal(self._veiled(header, error), self.local), b""
+            return self._refused(header, error)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a component is a stranger's code; the site must go on and say so
             self._log(header, f"{type(error).__name__}: {error}", trace=True)
             why = f"{type(error).__name__}: {error}" if self.local else ""
             log = self.site.ledger.folder / "errors.log"
             problem = Problem(f"{self.site.party}: {header.get('id', header.get('op'))} failed", why=why, fix=f"trace in {log}")
-            return refusal(self._veiled(header, _internal(problem)), self.local), b""
+            return self._refused(header, _internal(problem))
+
+    def _refused(self, header: Header, error: OsmoticError) -> Reply:
+        """The answer to a request that failed. Its reason is kept as well, unless it may quote private records.
+
+        The software around this party shows what is kept, and tells others its code: so that is veiled too.
+        """
+        task, veiled = self._task_of(header), self._veiled(header, error)
+        read = any(one.label == one.purpose == "private" for one in self.site.policy.data.values())
+        self.failure = error
+        if veiled is not error or (error.code == Code.DATA and read):
+            log, about = self.site.ledger.folder / "errors.log", task.id if task else header.get("op")
+            self.failure = OsmoticError(Problem(f"{about} failed ({veiled.code})", fix=f"the reason is in {log}"))
+            self.failure.code, self.failure.exit_code = veiled.code, veiled.exit_code
+        return refusal(error if self.local else veiled, self.local), b""
+
+    def _task_of(self, header: Header) -> Instance | None:
+        """The own task that a request is about whose failure may depend on records."""
+        graph = self.site.graph
+        task = graph.instances.get(str(header.get("id"))) if graph and header.get("op") in ("run", "alias", "until") else None
+        return task if task is not None and task.party == self.site.party else None
 
     def _veiled(self, header: Header, error: OsmoticError) -> OsmoticError:
         """Why a task failed may depend on private records: elsewhere, every reason looks the same.
@@ -91,9 +129,8 @@ class Service:
         What the plan alone decides (there is no such task here) keeps its code, and so does a task without private data,
         and a bound that a finished task did not keep (`demands` refuses those of private metrics).
         """
-        graph = self.site.graph
-        task = graph.instances.get(str(header.get("id"))) if graph else None
-        if self.local or header.get("op") not in ("run", "alias", "until") or task is None or task.party != self.site.party:
+        task = self._task_of(header)
+        if task is None:
             return error
         if isinstance(error, RequireError) and demands.may_tell(self.site, task):
             return error
@@ -116,7 +153,10 @@ class Service:
                 file.write(traceback.format_exc())
 
     def _plan(self, header: Header, blob: bytes) -> Reply:
-        self.site.accept(blob.decode(), header["name"], tuple(header["overrides"]), Path(header["folder"]))
+        name, folder = str(header["name"]), Path(header["folder"]) if self.local else Path()
+        if not self.local:  # a path of another machine says nothing here
+            name = Path(name).name[:100]
+        self.site.accept(blob.decode(), name, tuple(header["overrides"]), folder)
         return {"party": self.site.party}, b""
 
     def _status(self, header: Header, blob: bytes) -> Reply:
@@ -130,11 +170,12 @@ class Service:
             refs, _, why = self.site.lookup(instance.id)
             if refs is not None:
                 self.site.results[instance.id] = refs
-            answers[instance.id] = why if self.local else "cached" if refs is not None else "runs"
+            answers[instance.id] = why if self.local else "runs"  # what was found finished tells whether data have changed
         return {"status": answers}, b""
 
     def _run(self, header: Header, blob: bytes) -> Reply:
-        cached, seconds = self.site.run(header["id"])
+        with in_time(self.site, header["id"]):
+            cached, seconds = self.site.run(header["id"])
         if not self.local:
             cached, seconds = False, 0.0
         return {"cached": cached, "seconds": seconds}, b""
@@ -146,6 +187,19 @@ class Service:
     def _absent(self, header: Header, blob: bytes) -> Reply:
         """An instance of the plan, here or elsewhere, that never comes to be."""
         self.site.leave_out(header["id"])
+        return {}, b""
+
+    def _share(self, header: Header, blob: bytes) -> Reply:
+        """Other processes work for this party too, over the same files: equal work is done by one of them."""
+        self.site.turns = Turns(self.site.ledger.folder / "turns")
+        return {}, b""
+
+    def _find(self, header: Header, blob: bytes) -> Reply:
+        """Take over what another process of this party has finished, for the inputs that are known here."""
+        refs, _, why = self.site.lookup(header["id"])
+        if refs is None:
+            raise StoreError(Problem(f"{header['id']} has not been finished here", why=why))
+        self.site.results[header["id"]] = refs
         return {}, b""
 
     def _held(self, header: Header, blob: bytes) -> Reply:
@@ -244,6 +298,17 @@ class Service:
             raise MembraneError(Problem(f"{header['id']}.{header['port']} is not records"))
         return accounts.benchmark(ref), canonical(accounts.without_ids(artifact.rows[: int(header["count"])]))
 
+    def _document(self, header: Header, blob: bytes) -> Reply:
+        """A document of a task (curve, counts, cost) for the report of the whole: only of benchmark or public data."""
+        ref, artifact = self._shown(header, "document")
+        if not isinstance(artifact, Document):
+            raise MembraneError(Problem(f"{header['id']}.{header['port']} is not a document"))
+        return accounts.benchmark(ref), canonical(artifact.data)
+
+    def _transcript(self, header: Header, blob: bytes) -> Reply:
+        """Kind, label and bytes of what this party sent over the plan's edges: all of it was on the envelopes."""
+        return {}, canonical(transcript(self.site, self.site.need()[0]))
+
     def _shown(self, header: Header, what: str) -> tuple[Ref, Artifact]:
         """An output that may be shown to the operator of the whole; raises MembraneError when it may not."""
         ref = self.site.results[header["id"]][header["port"]]
@@ -277,7 +342,7 @@ class Service:
 
     def _settle(self, header: Header, blob: bytes) -> Reply:
         """The run is over: write this party's own report into its own folder."""
-        from osmotic.runtime.own_report import write_own
+        from osmotic.runtime.reporting.own import write_own
 
         write_own(self.site)
         return {}, b""

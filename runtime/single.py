@@ -5,6 +5,7 @@ What is given directly enters like a data set of the site: its label is the one 
 """
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from osmotic.runtime.graph import Graph
 from osmotic.runtime.load import load_text
 from osmotic.runtime.policies import Policies, open_site
 from osmotic.runtime.run import locked
-from osmotic.runtime.site import Site
+from osmotic.runtime.site import Progress, Ref, Site
 from osmotic.schemas.artifacts import digest_of
 from osmotic.schemas.errors import ConfigError, DataError, Problem, RefusedError
 from osmotic.schemas.messages import fingerprint
@@ -69,7 +70,10 @@ class GivenData(Datasets):
 
 @dataclass
 class Call:
-    """A component to be called. `data`: the binding of the policy whose data the given artifacts count as."""
+    """A component to be called. `data`: the binding of the policy whose data the given artifacts count as.
+
+    after: told of the outputs and their labels while the site is open. progress: told how far the component has come.
+    """
 
     component: str
     config: dict[str, Any]
@@ -77,9 +81,11 @@ class Call:
     data: str
     models: dict[str, Any]
     registry: Registry
+    after: Callable[[Site, Mapping[str, Ref]], None] | None = None
+    progress: Progress | None = None
 
     def run(
-        self, records: Records | None, inputs: dict[str, Artifact], policy: SitePolicy | Path, home: Path
+        self, records: Records | None, inputs: dict[str, Artifact], policy: SitePolicy | Path | Policies, home: Path
     ) -> dict[str, Artifact]:
         """The outputs by port; see `api.call`."""
         ports = input_ports(self.registry.component(self.component))
@@ -93,6 +99,7 @@ class Call:
         with locked(home):
             site = open_site(self.party, home, _policies(policy, self.party), self.registry)
             try:
+                site.progress = self.progress or site.progress
                 if records is not None or inputs:
                     site.datasets = GivenData(site.datasets, self.data, records)
                 return self._outputs(site, graph)
@@ -112,6 +119,8 @@ class Call:
         for instance in graph.instances.values():
             site.run(instance.id)
         refs = site.results[f"called@{self.party}"]
+        if self.after is not None:
+            self.after(site, refs)
         return {port: site.store.get(ref.kind, ref.digest) for port, ref in refs.items()}
 
     def _graph(self, inputs: dict[str, Artifact], loaded: str | None) -> Graph:
@@ -157,7 +166,9 @@ def _source_of(title: str, artifact: Artifact) -> type[Component[GivenConfig]]:
     return Given
 
 
-def _policies(policy: SitePolicy | Path, party: str) -> Policies:
+def _policies(policy: SitePolicy | Path | Policies, party: str) -> Policies:
+    if isinstance(policy, Policies):
+        return policy
     if isinstance(policy, SitePolicy):
         return Policies({party: policy}, Path(), None)
     return Policies({party: validate(SitePolicy, read(policy))}, policy.resolve().parent, policy)

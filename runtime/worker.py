@@ -51,8 +51,12 @@ def main(arguments: list[str] | None = None) -> int:
         reply.pop("frame", None)
         return reply, body
 
+    def overdue(error: OsmoticError) -> None:
+        frames.write(outgoing, {**refusal(error, service.local), "frame": "reply"})
+        os._exit(error.exit_code)  # the task would not return: whoever asked has the answer, and this process ends
+
     service = Service(site, local=True)
-    site.outbound = outbound
+    site.outbound, site.overdue = outbound, overdue
     if service.local:  # elsewhere, how far a task has come is nobody's business
         site.progress = progress
     try:

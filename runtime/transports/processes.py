@@ -11,11 +11,12 @@ import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from osmotic.runtime.transports import frames
-from osmotic.runtime.transports.base import Header, Reply, Watch, refuse
-from osmotic.schemas.errors import OsmoticError, PeerError, Problem, ProtocolFault
+from osmotic.runtime.transports.base import Header, Reply, Watch
+from osmotic.runtime.transports.framed import Framed
+from osmotic.schemas.errors import PeerError, Problem
 
 
 class Worker:
@@ -38,84 +39,49 @@ class Worker:
             raise PeerError(Problem(f"{self.party} has no pipe"))
         return self.process.stdin, self.process.stdout  # type: ignore[return-value]
 
-
-class Processes:
-    """Parties as processes of this machine."""
-
-    parallel = True
-
-    def __init__(self, parties: list[str], home: Path, sites: Path | None, watch: Watch, binds: tuple[str, ...] = ()) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
-        self.watch = watch
-        self.calls: dict[str, str] = {}  # party that waits for a model call -> party that is asked
-        self.calling = threading.Lock()
-        self.workers = {party: Worker(party, home, sites, environment, binds) for party in parties}
-
-    def request(self, party: str, header: Header, blob: bytes = b"") -> Reply:
-        """Send a frame, serve what the worker asks meanwhile (progress, model calls), return its answer."""
-        worker = self.workers.get(party)
-        if worker is None:
-            raise PeerError(Problem(f"there is no party {party!r}"))
-        with worker.lock:
-            to, back = worker.pipes()
-            try:
-                frames.write(to, header, blob)
-                while True:
-                    frame = frames.read(back)
-                    if frame is None:
-                        raise self._lost(worker)
-                    answer, body = frame
-                    kind = answer.pop("frame", None)
-                    if kind == "reply":
-                        return answer, body
-                    self._meanwhile(party, kind, answer, body, to)
-            except ProtocolFault:  # where its next frame begins is not known
-                worker.process.kill()
-                raise
-            except (OSError, ValueError) as error:  # the pipe is broken, or was closed because the run ends
-                raise self._lost(worker) from error
-
-    def _meanwhile(self, party: str, kind: Any, frame: Header, body: bytes, back: BinaryIO) -> None:
-        """Serve a frame that is not the answer: progress, or a model call."""
-        if kind == "progress" and {"task", "done", "total", "note"} <= frame.keys():
-            self.watch(party, frame["task"], frame["done"], frame["total"], frame["note"])
-        elif kind == "outbound" and isinstance(frame.get("to"), str):
-            frames.write(back, *self._call(party, frame.pop("to"), frame, body))
-        else:
-            raise ProtocolFault(Problem(f"the process of {party} sent a frame that is none of ours"))
-
-    def _call(self, party: str, to: str, header: Header, body: bytes) -> Reply:
-        """A model call from one party to another, as a frame for the caller; whatever goes wrong is the caller's to hear."""
-        if header.get("op") != "call":
-            reply, answer = refuse(header.get("op"))
-            return {**reply, "frame": "outbound"}, answer
-        with self.calling:
-            self.calls[party] = to
-            seen, asked = {party}, to
-            while asked in self.calls and asked not in seen:
-                seen.add(asked)
-                asked = self.calls[asked]
-            circle = asked in seen
+    def send(self, header: Header, blob: bytes) -> None:
+        """Write a frame; raises PeerError when the process has ended."""
         try:
-            if circle:  # both hold their own pipe: waiting would never end
-                raise PeerError(Problem(f"{party} and {to} wait for each other's models"))
-            reply, answer = self.request(to, {**header, "from": party}, body)
-        except OsmoticError as error:
-            reply, answer = {"error": {"code": str(error.code), "exit": error.exit_code, "problems": []}}, b""
-        finally:
-            with self.calling:
-                self.calls.pop(party, None)
-        return {**reply, "frame": "outbound"}, answer
+            frames.write(self.pipes()[0], header, blob)
+        except (OSError, ValueError) as error:  # the pipe is broken, or was closed because the run ends
+            raise self._lost() from error
 
-    def _lost(self, worker: Worker) -> PeerError:
+    def receive(self) -> Reply:
+        """Read its next frame; raises PeerError when the process has ended, ProtocolFault for a damaged frame."""
         try:
-            status = worker.process.wait(timeout=2)
+            frame = frames.read(self.pipes()[1])
+        except (OSError, ValueError) as error:
+            raise self._lost() from error
+        if frame is None:
+            raise self._lost()
+        return frame
+
+    def abandon(self) -> None:
+        """End the process."""
+        self.process.kill()
+
+    def _lost(self) -> PeerError:
+        try:
+            status = self.process.wait(timeout=2)
         except subprocess.TimeoutExpired:
-            worker.process.kill()
-            status = worker.process.wait()
+            self.process.kill()
+            status = self.process.wait()
         why = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
         fix = "run the same command again: what was finished is kept"
-        return PeerError(Problem(f"the process of {worker.party} ended during the run", why=why, fix=fix))
+        return PeerError(Problem(f"the process of {self.party} ended during the run", why=why, fix=fix))
+
+
+class Processes(Framed):
+    """Parties as processes of this machine."""
+
+    def __init__(self, parties: list[str], home: Path, sites: Path | None, watch: Watch, binds: tuple[str, ...] = ()) -> None:
+        super().__init__(watch)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
+        self.workers = {party: Worker(party, home, sites, environment, binds) for party in parties}
+
+    def channels(self) -> Mapping[str, Worker]:
+        """A pipe a party."""
+        return self.workers
 
     def close(self) -> None:
         """End every worker: an idle one ends when its input ends, one that is at work is killed (it goes on from there)."""

@@ -8,7 +8,9 @@ import hashlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from osmotic.plugins.contract import (
@@ -185,6 +187,35 @@ class Crasher(Component[CrasherConfig]):
         raise ValueError("PRIVATE-DETAIL")
 
 
+class SleeperConfig(Config):
+    """How long, and where it says that it has."""
+
+    seconds: float
+    log: str
+    note: str = ""
+
+
+class Sleeper(Component[SleeperConfig]):
+    """Takes its time, and leaves a line in a file: its party, and when it began. Where a file LOG.together lies, it ends only
+    when two of its party have begun.
+    """
+
+    name = "sleeper"
+    outputs = {"out": Out(Document)}
+
+    def run(self, context: Context, records: Records) -> Outputs:
+        log = Path(self.config.log)
+        with log.open("a", encoding="utf-8") as file:
+            file.write(f"{context.party} {time.monotonic()}\n")
+        end = time.monotonic() + 60
+        while Path(f"{log}.together").exists() and log.read_text(encoding="utf-8").count(f"{context.party} ") < 2:
+            if time.monotonic() > end:
+                raise TimeoutError("no second task began")
+            time.sleep(0.02)
+        time.sleep(self.config.seconds)
+        return {"out": Document([len(records), context.rng("x").random()])}
+
+
 class Climber(Component[Nothing]):
     """A number that grows by one each round."""
 
@@ -259,7 +290,7 @@ class EchoPlugin(ModelPlugin[Nothing]):
 @hookimpl
 def register_components() -> Iterable[type[Component[Any]]]:
     """All toys."""
-    return (Asker, Liar, Picker, Smuggler, Relay, Both, Counter, Meter, Talker, Crasher, Climber)
+    return (Asker, Liar, Picker, Smuggler, Relay, Both, Counter, Meter, Talker, Crasher, Sleeper, Climber)
 
 
 @hookimpl
