@@ -12,32 +12,34 @@ from itertools import product
 from typing import Any
 
 from osmotic.runtime.accounts import weakest_first
-from osmotic.runtime.charging import weakest
+from osmotic.runtime.charging import each_once, weakest
 from osmotic.runtime.graph import Graph, Instance
 from osmotic.runtime.intervals import Interval, difference, interval, wilson, within
 from osmotic.runtime.keys import environment
 from osmotic.runtime.membrane import edge_id
 from osmotic.runtime.nodes import metrics_port, word
-from osmotic.runtime.report_chart import chart_of
+from osmotic.runtime.reporting import frontier, gather
+from osmotic.runtime.reporting.lines import chart_of
 from osmotic.runtime.run import Outcome, ask
 from osmotic.runtime.transports.base import Transport
 from osmotic.schemas.errors import OsmoticError
 from osmotic.schemas.pipeline import Scalar
 
 
-def summarise(graph: Graph, transport: Transport, outcome: Outcome, parties: Sequence[str] = ()) -> dict[str, Any]:
+def summarise(
+    graph: Graph, transport: Transport, outcome: Outcome, parties: Sequence[str] = (), plan: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
     """Everything that the whole's table and report show; what a party keeps back is named, not shown.
 
-    parties: whose accounts are asked for; none named: everybody's.
+    parties: whose accounts are asked for; none named: everybody's. plan: what was to cross (`gather.planned`).
     """
     arms = {row: [i for i in found if i.id not in outcome.absent] for row, found in rows_of(graph).items()}
     accounts = account(graph, transport, _edges(graph, list(graph.instances)), parties)
-    by_row = {
-        row: account(graph, transport, _edges(graph, graph.ancestors([i.id for i in found])), parties)
-        for row, found in arms.items()
-    }
+    edges = {row: _edges(graph, graph.ancestors([i.id for i in found])) for row, found in arms.items()}
+    by_row = {row: account(graph, transport, found, parties) for row, found in edges.items()}
     table, scored = _table(graph, transport, arms, by_row)
-    samples, sampled = _samples(graph, transport, outcome)
+    samples, sampled = _samples(graph, transport, outcome, parties)
+    crossings = _with_labels(outcome, gather.transcripts(graph, transport, parties)) + _calls(graph, transport, parties)
     guarantee = {"line": first_line(accounts, by_row), "shown": scored or sampled, "parties": accounts, "rows": by_row}
     return {
         "pipeline": graph.pipeline.name,
@@ -46,7 +48,11 @@ def summarise(graph: Graph, transport: Transport, outcome: Outcome, parties: Seq
         "table": table,
         "chart": chart_of(graph.pipeline, table),
         "graph": drawing(graph),
-        "crossings": [vars(c) for c in sorted(outcome.crossings, key=lambda c: c.edge)] + _calls(graph, transport, parties),
+        "frontier": frontier.measured(graph.pipeline.report, table, by_row, edges, crossings),
+        "crossings": crossings,
+        "plan": {"crossings": list(plan)},
+        "source": gather.source(graph),
+        **gather.told(graph, transport, outcome.absent, parties),
         "samples": samples,
         "rounds": graph.sample(),
         "outcome": {
@@ -55,6 +61,15 @@ def summarise(graph: Graph, transport: Transport, outcome: Outcome, parties: Seq
         },
         "versions": environment(),
     }  # fmt: skip
+
+
+def _with_labels(outcome: Outcome, sent: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+    """Crossings as they happened; ``kind``, ``label`` and ``sent`` (bytes when it last went) as the sender wrote it down."""
+    found = []
+    for one in sorted(outcome.crossings, key=lambda crossed: crossed.edge):
+        kind, label, size = sent.get(one.edge, ("", "", one.bytes))
+        found.append({**vars(one), "kind": kind, "label": label, "sent": size})
+    return found
 
 
 def rows_of(graph: Graph) -> dict[str, list[Instance]]:
@@ -140,12 +155,11 @@ def words(accounts: list[dict[str, Any]]) -> str:
         return f"void: {', '.join(void)} (would be {size} a {most.get('unit', 'document')})"
     if word == "certified" and most.get("unit", "document") == "document":
         return f"epsilon {most['epsilon']:g} a document ({most['detail']}{_ever(spent, most)}), certified"
-    first, *others = _largest_parts(spent)
-    also = [part["text"] for part in others]
+    first, *also = each_once(part["text"] for part in _largest_parts(spent))
     both = max((a["together"] for a in spent if a.get("together")), key=_size, default=None)
     also += [both["text"]] if both is not None else []
     beside = f"; beside it {', '.join(also)}" if also else ""
-    return f"{word}{', ' if word == 'metric' else ': '}{first['text']} ({most['detail']}{_ever(spent, most)}){beside}"
+    return f"{word}{', ' if word == 'metric' else ': '}{first} ({most['detail']}{_ever(spent, most)}){beside}"
 
 
 def _size(found: dict[str, Any]) -> float:
@@ -174,7 +188,8 @@ def first_line(accounts: list[dict[str, Any]], rows: dict[str, list[dict[str, An
     text = words(accounts)
     if text == "unprotected":
         waived = sorted({edge for a in accounts for edge in a["waived"]})
-        text += f": raw data crossed unprotected under waivers or to trusted endpoints ({', '.join(waived)})"
+        ways = "under waivers or to trusted endpoints" + (" or was handed over" if "handed: " in "".join(waived) else "")
+        text += f": raw data crossed unprotected {ways} ({', '.join(waived)})"
         kept = [row for row, found in rows.items() if words(found) != "unprotected"]
         between = "; " if any(", " in one for one in kept) else ", "  # a row of several axes has commas in its name
         text += f". Rows that stay protected: {between.join(kept)}" if kept else ""
@@ -298,12 +313,15 @@ def _bounds(found: list[dict[str, Any]], metric: str, mean: float | None) -> dic
     return {"low": made.low, "high": made.high}
 
 
-def _samples(graph: Graph, transport: Transport, outcome: Outcome) -> tuple[list[dict[str, Any]], bool]:
-    """(first records of each output to be shown, whether any depends on benchmark data)."""
+def _samples(
+    graph: Graph, transport: Transport, outcome: Outcome, parties: Sequence[str]
+) -> tuple[list[dict[str, Any]], bool]:  # fmt: skip
+    """(first records of each output to be shown, whether any depends on benchmark data); these parties' own ones first."""
     found, shown = [], False
     for title, sample in graph.pipeline.report.samples.items():
         node, _, port = sample.source.rpartition(".")
         wanted = [i for i in graph.instances.values() if i.node == node and sample.where.items() <= place_of(i).items()]
+        wanted.sort(key=lambda i: not ({i.party, i.each} & set(parties)))
         for instance in [i for i in wanted if i.id not in outcome.absent][:1]:
             try:
                 header = {"op": "samples", "id": instance.id, "port": port, "count": sample.rows}

@@ -14,7 +14,11 @@ from typing import Any
 
 import pytest
 
-from osmotic.runtime.report import crossed, lay_out, parties_of, render, roles_of, run_tone, scale, size, time
+from osmotic.runtime.reporting.crossed import crossed, parties_of, roles_of
+from osmotic.runtime.reporting.dots import scale
+from osmotic.runtime.reporting.graph import lay_out
+from osmotic.runtime.reporting.page import render
+from osmotic.runtime.reporting.words import run_tone, size, time
 
 CLIENTS = ("north", "south", "west")
 ARMS = ("zero_shot", "local", "sanitized", "clean")
@@ -211,7 +215,13 @@ def test_the_guarantee_stands_first_and_the_rest_in_order(summary: dict[str, Any
     body = page.partition("<main>")[2].lstrip()
     assert body.startswith('<p class="guarantee bad')
     headings = re.findall(r"<h2>(.*?)</h2>", page)
-    assert headings == ["Pipeline", "Results", "What crossed", "Samples", "Privacy ledger", "Tasks and time", "Versions"]
+    assert headings == [
+        "What is promised", "Pipeline", "What crossed", "Results", "Samples", "Privacy cards", "Privacy ledger",
+        "Tasks, time and cost", "Versions and hashes", "What this does not say",
+    ]  # fmt: skip
+    contents = re.findall(r'<li><a href="#(.*?)">(.*?)</a></li>', page)
+    assert [title for _, title in contents] == headings
+    assert [name for name, _ in contents] == re.findall(r'<section id="(.*?)">', page)
     assert page.startswith("<!doctype html>")
     assert "<title>Clinic</title>" in render(summary, title="Clinic")
 
@@ -229,9 +239,10 @@ def test_the_weakest_party_gives_the_colour(word: str, void: list[str], tone: st
 def test_nothing_is_loaded_and_the_policy_forbids_it(summary: dict[str, Any]) -> None:
     page = render(summary)
     seen = Page(page)
-    assert not {"script", "link", "img", "iframe", "object", "embed", "base", "form", "a"} & {t for t, _ in seen.tags}
+    assert not {"script", "link", "img", "iframe", "object", "embed", "base", "form"} & {t for t, _ in seen.tags}
     names = {name for _, attrs in seen.tags for name in attrs}
-    assert not {"src", "href", "style", "xlink:href", "srcset"} & names
+    assert not {"src", "style", "xlink:href", "srcset"} & names
+    assert {(tag, str(attrs["href"])[0]) for tag, attrs in seen.tags if "href" in attrs} == {("a", "#")}
     assert not [n for n in names if n.startswith("on")]
     css = page.partition("<style>")[2].partition("</style>")[0]
     assert "url(" not in css and "@import" not in css and "http" not in page.replace("http-equiv", "")

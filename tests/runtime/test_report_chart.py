@@ -9,9 +9,9 @@ import pytest
 
 from osmotic.plugins.host import Registry
 from osmotic.runtime import api
-from osmotic.runtime.report import scale
-from osmotic.runtime.report_chart import SHAPES, draw, mark
-from osmotic.runtime.tables import result_text
+from osmotic.runtime.reporting.dots import scale
+from osmotic.runtime.reporting.lines import SHAPES, draw, mark
+from osmotic.runtime.result_text import result_text
 from osmotic.schemas.errors import ConfigError
 
 Tasks = Callable[..., dict[str, Any]]
