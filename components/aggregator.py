@@ -24,9 +24,9 @@ from osmotic.plugins.contract import (
     Context,
     Document,
     Gathered,
-    ModelName,
     Out,
     Outputs,
+    OwnModelName,
     Trainable,
     Weights,
 )
@@ -76,7 +76,7 @@ class AggregatorConfig(Config):
     dp: ClientNoise | None = Field(None, description="Clipping and noise of aggregation: dp.")
     server: servers.ServerConfig = Field(default_factory=servers.ServerConfig)
     quorum: QuorumConfig | None = Field(None, description="Default: every client's weights must be usable.")
-    start: ModelName | None = Field(
+    start: OwnModelName | None = Field(
         None, description="Previous weights of the first round: those of this model, at this party, before any training."
     )
 

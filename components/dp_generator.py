@@ -22,7 +22,7 @@ from pydantic import Field
 
 from osmotic.components.private_jobs import DEEPSPEED, Learning, PrivateConfig, language_job, privacy_problems
 from osmotic.components.templates import check_slots, compile_template, slots
-from osmotic.plugins.contract import Component, Context, Document, ModelName, Out, Outputs, Records, Weights
+from osmotic.plugins.contract import Component, Context, Document, Out, Outputs, OwnModelName, Records, Weights
 from osmotic.schemas.errors import ConfigError, Problem
 from osmotic.schemas.records import RecordSchema
 
@@ -30,7 +30,7 @@ from osmotic.schemas.records import RecordSchema
 class DpGeneratorConfig(PrivateConfig):
     """What is trained, on which prompts and texts, under which guarantee."""
 
-    model: ModelName
+    model: OwnModelName
     prompt: str = Field(description="Jinja2 over the record's fields that have a domain: the control code. It carries no loss.")
     target: str = Field("{{ text }}", description="Jinja2 over the record's fields: what is learned, the end token after it.")
 

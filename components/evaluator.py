@@ -17,6 +17,7 @@ from pydantic import AfterValidator, Field
 
 from osmotic.components import metrics as score
 from osmotic.components.metrics import named, normal, parse
+from osmotic.components.patterns import sound
 from osmotic.components.prompting.prompts import Prompt
 from osmotic.components.scoring import likeliest, scored
 from osmotic.components.templates import check_slots, compile_template, slots
@@ -49,7 +50,7 @@ PROMPTS = ("label_prompt", "rationale_prompt")  # the templates that may have it
 def _one_group(pattern: str) -> str:
     """Refuse a pattern that is wrong or does not have exactly one group."""
     try:
-        groups = re.compile(pattern).groups
+        groups = sound(pattern).groups
     except re.error as error:
         raise ValueError(f"not a regular expression: {error}") from error
     if groups != 1:

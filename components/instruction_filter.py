@@ -24,6 +24,7 @@ from osmotic.components.instructing.nearness import Known
 from osmotic.components.instructing.rounds import COPY, REPEAT, listed
 from osmotic.components.instructing.settings import TextRules
 from osmotic.components.matching import need_columns, unique
+from osmotic.components.patterns import sound
 from osmotic.plugins.contract import Component, Context, Document, Out, Outputs, Records
 from osmotic.schemas.errors import ComponentError, DataError, Problem
 
@@ -57,7 +58,7 @@ class InstructionFilterConfig(TextRules):
         if self.pattern is None:
             return self
         try:
-            groups = re.compile(self.pattern).groupindex
+            groups = sound(self.pattern).groupindex
         except re.error as error:
             raise ValueError(f"pattern: not a regular expression: {error}") from error
         if set(groups) != set(PARTS):

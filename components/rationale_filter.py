@@ -19,6 +19,7 @@ from osmotic.components.decoding_strategies import DECODED, TOO_LONG
 from osmotic.components.languages import COMMON, Language, is_foreign
 from osmotic.components.matching import need_columns, same_keys, shown, unique
 from osmotic.components.near_duplicates import near_duplicates
+from osmotic.components.patterns import sound
 from osmotic.components.rationale_rules import REFUSALS, answer_key, format_reason, leaked, mentioned
 from osmotic.components.scoring import likeliest, scored
 from osmotic.components.templates import Template, check_slots, compile_template
@@ -91,7 +92,7 @@ class RationaleFilterConfig(Config):
     @classmethod
     def _one_group(cls, value: str | None) -> str | None:
         try:
-            groups = re.compile(value).groups if value is not None else 1
+            groups = sound(value).groups if value is not None else 1
         except re.error as error:
             raise ValueError(f"not a valid regular expression: {error}") from error
         if groups != 1:

@@ -36,7 +36,7 @@ from osmotic.components.training.common import (
 from osmotic.components.training.engines import layout_of, put_in, trained
 from osmotic.components.training.losses import kind_of
 from osmotic.components.training.parts import Step
-from osmotic.plugins.contract import Component, Config, Context, Document, ModelName, Out, Outputs, Records, Weights
+from osmotic.plugins.contract import Component, Config, Context, Document, Out, Outputs, OwnModelName, Records, Weights
 from osmotic.schemas.errors import ComponentError, Problem
 from osmotic.schemas.records import RecordSchema
 
@@ -53,7 +53,7 @@ class RedrawConfig(Config):
 class StudentTrainerConfig(TrainerConfig):
     """What is trained, on which prompts and targets, for how long."""
 
-    model: ModelName
+    model: OwnModelName
     label_prompt: str = Field(description="Jinja2 over the record's fields.")
     label_target: str = Field(description="Jinja2 over the record's fields.")
     rationale_prompt: str = Field(description="Jinja2 over the record's fields.")

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from osmotic.components.teaching.asking import Asking, Replies, Reply, ask
 from osmotic.components.templates import check_slots, compile_template
@@ -40,6 +40,20 @@ class TeacherGeneratorConfig(Config):
         0.05, ge=0, le=1, strict=False,
         description="Share of rows that may stay without an answer (the reason in 'problem'); past it the task fails.",
     )  # fmt: skip
+
+    @field_validator("json_schema")
+    @classmethod
+    def _is_schema(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        from jsonschema import SchemaError, validators
+
+        try:
+            if value is not None:
+                validators.validator_for(value, validators.Draft202012Validator).check_schema(value)
+        except SchemaError as error:
+            place = ".".join(map(str, error.absolute_path))
+            at = f" at {place!r}" if place else ""
+            raise ValueError(f"not a JSON Schema{at}: {error.message[:200]}") from error
+        return value
 
 
 class TeacherGenerator(Component[TeacherGeneratorConfig]):

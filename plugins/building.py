@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from osmotic.plugins.contract import DocumentMechanism, Mechanism, Slot, Space, config_type
 from osmotic.plugins.host import Registry
 from osmotic.schemas.errors import ConfigError, Problem
+from osmotic.schemas.source import Source, problems_of
 
 DEEPEST = 4  # wrappers in wrappers
 
@@ -26,10 +27,8 @@ def mechanism_config(registry: Registry, name: str, config: Mapping[str, Any], p
     try:
         return model.model_validate(dict(config))
     except ValidationError as error:
-        problems = [
-            Problem(str(one["msg"]).removeprefix("Value error, "), path=".".join([path, *map(str, one["loc"])]))
-            for one in error.errors(include_url=False)
-        ]
+        found = problems_of(error, model, Source("", dict(config)))
+        problems = [Problem(p.what, path=".".join(filter(None, (path, p.path))), why=p.why, fix=p.fix) for p in found]
         raise ConfigError(*problems) from error
 
 

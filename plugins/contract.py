@@ -74,13 +74,16 @@ if TYPE_CHECKING:
 __all__ = [
     "PROBLEMS", "Answer", "Artifact", "Component", "Config", "Context", "DatasetName", "Document", "DocumentMechanism",
     "Drawn", "Embedder", "Entropy", "Gathered", "Generation", "Guarantee", "Journal", "MaskedLM", "Mechanism", "Metrics",
-    "ModelName", "ModelPlugin", "NextToken", "Out", "Outputs", "Port", "PrivateJob", "Records", "Scorer", "Slot", "Space",
-    "Table", "TablePlugin", "TextGenerator", "Tokenizer", "Trainable", "Weights", "config_type", "input_ports",
+    "ModelName", "ModelPlugin", "NextToken", "Out", "Outputs", "OwnModelName", "Port", "PrivateJob", "Records", "Scorer",
+    "Slot", "Space", "Table", "TablePlugin", "TextGenerator", "Tokenizer", "Trainable", "Weights", "config_type", "input_ports",
 ]  # fmt: skip
 
 C = TypeVar("C", bound=Config)
 Outputs = Mapping[str, Artifact]
 ModelName = Annotated[str, Field(json_schema_extra={"osmotic": "model"}, description="Name of a model of the pipeline.")]
+OwnModelName = Annotated[
+    str, Field(json_schema_extra={"osmotic": "model", "own": True}, description="Name of a model at the task's own role.")
+]
 DatasetName = Annotated[
     str, Field(json_schema_extra={"osmotic": "dataset"}, description="A bound data set: its public schema is read, no record.")
 ]

@@ -20,6 +20,8 @@ from osmotic.schemas.records import RecordSchema
 from osmotic.schemas.source import did_you_mean
 
 SHOWN = 20
+MAX_DIGITS = 4300  # of a whole number: longer ones take the square of their length to read
+LONGEST = 8 << 20  # bytes of a line of JSON, characters of a cell
 Row = dict[str, Any]
 Item = tuple[str, Row | Problem]
 
@@ -75,11 +77,23 @@ def load_records(path: Path, schema: RecordSchema, mapping: dict[str, str], rows
 def _helped(problem: Problem, keys: Iterable[str]) -> Problem:
     """The schema's problem with a way to mend it that fits the row's own keys."""
     fix = problem.fix
-    if problem.what == "the field is missing":
-        fix = f"{did_you_mean(problem.path, keys)} or map it: {problem.path}: '{{{{ KEY }}}}'".removeprefix(" or ")
-    elif problem.what.startswith("must be a string"):
-        fix = f"turn it into text with a map: {problem.path}: '{{{{ {problem.path} }}}}'"
-    return Problem(problem.what, problem.where, problem.path, problem.why, fix)
+    what = problem.what
+    if what == "the field is missing":
+        hint = did_you_mean(problem.path, keys)
+        either = f"{hint} or " if hint.endswith("?") else f"{hint}; or " if hint else ""
+        fix = f"{either}map it in the site file: {problem.path}: '{{{{ KEY }}}}'"
+    elif what.startswith("must be a string"):
+        for name, plain in _NAMES.items():
+            what = what.replace(f"(got {name})", f"(got {plain})")
+        fix = f"turn it into text with a map in the site file: {problem.path}: '{{{{ {problem.path} }}}}'"
+        if "null" in what:
+            fix = "leave the record out, or write a text"
+    return Problem(what, problem.where, problem.path, problem.why, fix)
+
+
+_NAMES = {
+    "dict": "an object", "list": "a list", "NoneType": "null", "bool": "true or false", "int": "a number", "float": "a number",
+}  # fmt: skip
 
 
 def _map(where: str, row: Row, templates: dict[str, Template]) -> Row | Problem:
@@ -124,8 +138,15 @@ def _near(path: Path) -> str:
 
 def _jsonl(path: Path) -> Iterator[Item]:
     with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
+        for number, raw in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), 1):
             where = f"{path.name}:{number}"
+            if len(raw) > LONGEST:
+                what, why = f"the line has more than {LONGEST >> 20} MiB", "a line is one record, and no record is so long"
+                yield where, Problem(what, where, why=why, fix="write a record a line, each with a line break behind it")
+                return
+            if number == 1 and (odd := _other_kind(raw)):
+                yield where, Problem(f"the file is {odd[0]}, not lines of JSON in UTF-8", where, fix=odd[1])
+                return
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip(" \t\r\n")
             except UnicodeDecodeError:
@@ -135,14 +156,29 @@ def _jsonl(path: Path) -> Iterator[Item]:
                 yield where, _parsed(line, where)
 
 
+def _other_kind(start: bytes) -> tuple[str, str] | None:
+    """(what a file is, how to mend it), where its first bytes say that it is no text in UTF-8."""
+    kinds = {
+        b"\xff\xfe": ("UTF-16", "convert it: iconv -f UTF-16 -t UTF-8"),
+        b"\xfe\xff": ("UTF-16", "convert it: iconv -f UTF-16 -t UTF-8"),
+        b"\x1f\x8b": ("compressed", "unpack it: gunzip"),
+        b"PK\x03\x04": ("a zip archive or a spreadsheet", "unpack or export it"),
+        b"PAR1": ("Parquet", "call it .parquet"),
+    }
+    return next((kind for mark, kind in kinds.items() if start.startswith(mark)), None)
+
+
 def _json(path: Path) -> Iterator[Item]:
     value = _decode(path.read_text(encoding="utf-8-sig"), path.name)
     if isinstance(value, Problem):
         raise DataError(value)
     if not isinstance(value, list):
         raise DataError(
-            Problem(f"must be a list of records (got {_kind(value)})", path.name, fix="or use .jsonl: a record a line")
-        )
+            Problem(
+                f"must be a list of records (got {_kind(value)})", path.name,
+                fix="put the records into one list, [...], or use .jsonl: a record a line",
+            )
+        )  # fmt: skip
     for number, row in enumerate(value, 1):
         where = f"{path.name}:row {number}"
         yield where, row if isinstance(row, dict) else _not_a_record(row, where)
@@ -154,22 +190,43 @@ def _parsed(line: str, where: str) -> Row | Problem:
 
 
 def _not_a_record(value: Any, where: str) -> Problem:
-    return Problem(f"a record must be a JSON object (got {_kind(value)})", where)
+    fix = "a record a line; a file that is one list is called .json" if isinstance(value, list) else 'e.g. {"id": "1", ...}'
+    return Problem(f"a record must be a JSON object (got {_kind(value)})", where, fix=fix)
 
 
 def _decode(text: str, where: str) -> Any:
     """The JSON value, or a Problem: wrong syntax, NaN, a key that stands twice, half a surrogate pair."""
     try:
-        value = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant, parse_float=_finite)
+        value = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant, parse_float=_finite, parse_int=_short)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        return Problem(f"not valid JSON: {error.msg}", where, why=f"line {error.lineno}, character {error.colno} of the value")
+        why = f"line {error.lineno}, character {error.colno} of the value"
+        return Problem(f"not valid JSON: {error.msg}", where, why=why, fix=_json_fix(error))
     except UnicodeEncodeError:
-        return Problem("half a surrogate pair (\\ud800 to \\udfff) is not text", where)
-    except (ValueError, RecursionError) as error:
-        return Problem(str(error) if isinstance(error, ValueError) else "the value is nested too deeply", where)
+        return Problem("half a surrogate pair (\\ud800 to \\udfff) is not text", where, fix="write the character itself")
+    except RecursionError:
+        return Problem("the value is nested too deeply", where, fix="a record is a flat object; take the nested part out")
+    except ValueError as error:
+        fix = "write null or a text, or leave the key out" if "number" in str(error) else "keep one of them"
+        return Problem(str(error), where, fix=fix)
     return value
+
+
+def _json_fix(error: json.JSONDecodeError) -> str:
+    """What is most often the mistake where the parser says this."""
+    rest, before = error.doc[error.pos :].lstrip(), error.doc[: error.pos].rstrip()
+    if rest[:1] == "'" or before[-1:] == "'":
+        return "JSON has double quotes: \"id\", not 'id' (json.dumps writes them)"
+    if rest[:1] in ("}", "]") and before[-1:] == ",":
+        return "take the last comma away"
+    if error.msg.startswith("Extra data"):
+        return "one record a line in .jsonl, with a line break behind each; a list of records in .json"
+    if error.msg.startswith("Invalid control"):
+        return "control characters (NUL, tab) are written as \\u0000, \\t in a text"
+    if "BOM" in error.msg:
+        return "take the byte order mark (U+FEFF) out: files were put together"
+    return "the line ends too soon: a record is one line" if not rest else "check quotes, commas and braces near here"
 
 
 def _once(pairs: list[tuple[str, Any]]) -> Row:
@@ -191,6 +248,12 @@ def _finite(text: str) -> float:
     return value
 
 
+def _short(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise ValueError(f"a number has {len(text)} digits, more than {MAX_DIGITS}")
+    return int(text)
+
+
 def _kind(value: Any) -> str:
     names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
@@ -198,20 +261,46 @@ def _kind(value: Any) -> str:
 
 def _csv(path: Path) -> Iterator[Item]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+        reader = csv.reader(_text_lines(file, path), delimiter=_separator(path), strict=True)
         header = _header(reader, path)
         yield from _csv_rows(reader, header, path)
+
+
+def _separator(path: Path) -> str:
+    return "\t" if path.suffix.lower() == ".tsv" else ","
+
+
+def _text_lines(file: IO[str], path: Path) -> Iterator[str]:
+    """The lines of a text file. Raises DataError at one that no table has."""
+    for number, line in enumerate(iter(lambda: file.readline(LONGEST + 1), ""), 1):
+        if len(line) > LONGEST:
+            what = f"the line has more than {LONGEST >> 20} Mi characters"
+            raise DataError(Problem(what, f"{path.name}:{number}", fix="look for a quote that is never closed"))
+        if "\0" in line:
+            raise DataError(Problem("a NUL byte is no text", f"{path.name}:{number}", fix="take it out: tr -d '\\000'"))
+        yield line
 
 
 def _header(reader: Any, path: Path) -> list[str]:
     try:
         header = next(reader, None)
     except csv.Error as error:
-        raise DataError(Problem(f"not valid: {error}", f"{path.name}:1")) from error
+        raise DataError(Problem(f"not valid: {error}", f"{path.name}:1", fix="close the quote")) from error
+    name, used = (header or [""])[0], _separator(path)
+    other = next((s for s in (";", "\t", "|", ",") if s != used and s in name), None) if header and len(header) == 1 else None
+    if other is not None:
+        what, why = f"the columns are separated by {other!r}, not by {used!r}", f"the first line is one column: {name[:60]!r}"
+        fix = {"\t": "call it .tsv", ",": "call it .csv"}.get(other, f"write it anew with {used!r}")
+        raise DataError(Problem(what, f"{path.name}:1", why=why, fix=fix))
+    padded = next((name for name in header or [] if name != name.strip()), None)
+    if padded is not None:
+        what, fix = f"the column {padded!r} has a space around its name", "take the spaces beside the separators away"
+        raise DataError(Problem(what, f"{path.name}:1", fix=fix))
     twice = next((name for i, name in enumerate(header or []) if name in (header or [])[:i]), None)
     if not header or twice is not None or "" in header:
         what = f"the column {twice!r} stands twice" if twice is not None else "the first line must name every column"
-        raise DataError(Problem(what, f"{path.name}:1"))
+        fix = "give every column a name of its own in the first line: id,..."
+        raise DataError(Problem(what, f"{path.name}:1", fix=fix))
     return list(header)
 
 
@@ -221,17 +310,28 @@ def _csv_rows(reader: Any, header: list[str], path: Path) -> Iterator[Item]:
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            yield where, Problem(f"not valid: {error}", where)
+            large = "field limit" in str(error)
+            fix = (
+                "a cell has at most 131072 characters: use .jsonl" if large else "close the quote; inside a cell it is doubled"
+            )
+            yield where, Problem(f"not valid: {error}", where, fix=fix)
             return
         if cells is None:
             return
         if cells and len(cells) != len(header):
             yield (
                 where,
-                Problem(f"{len(cells)} cells, but the header names {len(header)}", where, fix="quote cells with commas"),
+                Problem(
+                    f"{len(cells)} cells, but the header names {len(header)}",
+                    where,
+                    fix="put a cell with a separator in it in double quotes; write empty cells too",
+                ),
             )
-        elif cells:
+        elif cells:  # an empty line is none
             yield where, dict(zip(header, cells, strict=True))
+
+
+_AGAIN = "copy or write the file again: it may have been cut off"
 
 
 def _parquet(path: Path) -> Iterator[Item]:
@@ -242,7 +342,9 @@ def _parquet(path: Path) -> Iterator[Item]:
         with pq.ParquetFile(path) as file:
             yield from _batches(file.iter_batches(), path)
     except pa.ArrowException as error:
-        raise DataError(Problem("not a Parquet file, or a damaged one", str(path), why=_first_line(error))) from error
+        raise DataError(
+            Problem("not a Parquet file, or a damaged one", str(path), why=_first_line(error), fix=_AGAIN)
+        ) from error
 
 
 def _arrow(path: Path) -> Iterator[Item]:
@@ -252,7 +354,9 @@ def _arrow(path: Path) -> Iterator[Item]:
         with path.open("rb") as file:
             yield from _batches(_arrow_batches(file), path)
     except pa.ArrowException as error:
-        raise DataError(Problem("not an Arrow file, or a damaged one", str(path), why=_first_line(error))) from error
+        raise DataError(
+            Problem("not an Arrow file, or a damaged one", str(path), why=_first_line(error), fix=_AGAIN)
+        ) from error
 
 
 def _arrow_batches(file: IO[bytes]) -> Iterator[Any]:
@@ -277,7 +381,7 @@ def _batches(batches: Iterable[Any], path: Path) -> Iterator[Item]:
             number += 1
             where = f"{path.name}:row {number}"
             bad = next((key for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)), None)
-            yield where, row if bad is None else Problem("not a finite number", where, bad)
+            yield where, row if bad is None else Problem("not a finite number", where, bad, fix="write null in its place")
 
 
 def _first_line(error: Exception) -> str:

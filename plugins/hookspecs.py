@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The four hooks. A plugin is a module with any of them, named in the entry-point group ``osmotic``."""
+"""The four hooks. A plugin is a module with any of them, named in the entry-point group ``osmotic``.
+
+It may say for which version of the contract it was written, ``osmotic_api = 1``: a host that does not speak that version does
+not load it, and says so. Without the line it is taken to be of version 1.
+"""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,6 +11,9 @@ from typing import Any
 import pluggy
 
 from osmotic.plugins.contract import Component, DocumentMechanism, Mechanism, ModelPlugin, TablePlugin
+
+API_VERSION = 1  # of the contract: the hooks, the base classes and the context; raised when a plugin has to change
+API_NAME = "osmotic_api"  # what a plugin calls it
 
 hookspec = pluggy.HookspecMarker("osmotic")
 hookimpl = pluggy.HookimplMarker("osmotic")

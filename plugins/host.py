@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
 from typing import Any
 
 import pluggy
@@ -30,6 +31,16 @@ class Registered:
     version: str
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A plugin that was loaded: its entry point, distribution and version, and its module."""
+
+    name: str
+    distribution: str
+    version: str
+    module: str
+
+
 @dataclass
 class Registry:
     """What pipelines can name."""
@@ -39,6 +50,7 @@ class Registry:
     models: dict[str, Registered] = field(default_factory=dict)
     tables: dict[str, Registered] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)  # plugin -> why it could not be loaded
+    plugins: list[Loaded] = field(default_factory=list)  # of strangers, by name
 
     def component(self, name: str) -> type[Component[Any]]:
         """The component class of that name; raises ConfigError with did-you-mean and the plugins that failed to load."""
@@ -105,14 +117,42 @@ def _wanted(names: Iterable[str] | None) -> list[EntryPoint]:
 
 
 def _load(manager: pluggy.PluginManager, point: EntryPoint, registry: Registry, origin: dict[str, tuple[str, str]]) -> None:
-    name = f"{point.name} ({point.value})"
+    name, distribution = f"{point.name} ({point.value})", point.dist
     try:
-        manager.register(point.load(), name=name)
+        module = point.load()
+        if wrong := _other_api(module):
+            registry.failures[point.name] = wrong
+            return
+        manager.register(module, name=name)
+    except pluggy.PluginValidationError as error:
+        registry.failures[point.name] = _unfit(error)
+        return
     except (Exception, SystemExit) as error:  # noqa: BLE001 (whatever a stranger's import raises is quoted later)
         registry.failures[point.name] = f"{type(error).__name__}: {error}"
         return
-    distribution = point.dist
     origin[name] = (distribution.name, distribution.version) if distribution else (point.name, "0")
+    registry.plugins.append(
+        Loaded(point.name, *origin[name], module.__name__ if isinstance(module, ModuleType) else point.module)
+    )
+
+
+def _unfit(error: pluggy.PluginValidationError) -> str:
+    """Why the hooks of a plugin cannot be called."""
+    said = " ".join(str(error).split())
+    found = re.search(r"hookimpl definition: (\w+)\((.*?)\) Argument", said)
+    return f"the hook {found[1]} takes no argument, and here it has ({found[2]})" if found else said
+
+
+def _other_api(plugin: Any) -> str:
+    """Why a plugin of another version of the contract is not loaded; empty for one of this version."""
+    asked = getattr(plugin, hookspecs.API_NAME, hookspecs.API_VERSION)
+    if type(asked) is int and asked == hookspecs.API_VERSION:
+        return ""
+    says = f"it says {hookspecs.API_NAME} = {asked!r}, this osmotic ({_own_version()}) speaks version {hookspecs.API_VERSION}"
+    if type(asked) is not int or asked < 1:
+        return f"{says}; it must be a whole number, as in {hookspecs.API_NAME} = {hookspecs.API_VERSION}"
+    newer = asked > hookspecs.API_VERSION
+    return f"{says}; {'install a newer osmotic, or an older' if newer else 'install a newer'} version of the plugin"
 
 
 def _refuse_misspelt(manager: pluggy.PluginManager) -> None:
@@ -124,14 +164,16 @@ def _refuse_misspelt(manager: pluggy.PluginManager) -> None:
             if not attribute.startswith("register_") or not _is_own(function, plugin):
                 continue
             if attribute not in known:
-                raise ConfigError(Problem(f"plugin {name!r}: unknown hook {attribute!r}", fix=did_you_mean(attribute, known)))
+                fix = did_you_mean(attribute, known)
+                why = "what it brings would be missing without a word; leave it out with OSMOTIC_PLUGINS=..., or mend it"
+                raise ConfigError(Problem(f"plugin {name!r}: unknown hook {attribute!r}", why=why, fix=fix))
             if not hasattr(function, "osmotic_impl"):
                 fix = "put @hookimpl above it (from osmotic.plugins.hookspecs import hookimpl)"
                 raise ConfigError(Problem(f"plugin {name!r}: {attribute!r} is not marked as a hook", fix=fix))
     try:
         manager.check_pending()
     except pluggy.PluginValidationError as error:
-        raise ConfigError(Problem(f"a plugin does not fit: {error}")) from error
+        raise ConfigError(Problem(f"a plugin does not fit: {_unfit(error)}")) from error
 
 
 def _is_own(function: Any, plugin: Any) -> bool:
@@ -150,7 +192,7 @@ def _collect(manager: pluggy.PluginManager, registry: Registry, origin: dict[str
             plugin = implementation.plugin_name
             distribution, version = origin[plugin]
             try:
-                classes = list(implementation.function())
+                classes = _classes(hook, implementation.function())
             except (Exception, SystemExit) as error:
                 if plugin in BUILTIN:
                     raise
@@ -158,6 +200,14 @@ def _collect(manager: pluggy.PluginManager, registry: Registry, origin: dict[str
                 continue
             for cls in classes:
                 _add(table, cls, base, Registered(cls, distribution, version))
+
+
+def _classes(hook: str, given: Any) -> list[Any]:
+    """What a hook gave. Raises TypeError saying what it has to give."""
+    if not isinstance(given, Iterable) or isinstance(given, str):
+        got = "a class" if isinstance(given, type) else "nothing" if given is None else type(given).__name__
+        raise TypeError(f"the hook gave {got}; it must return the classes, as in: return (MyClass,)")
+    return list(given)
 
 
 def _add(table: dict[str, Registered], cls: Any, bases: tuple[type[Any], ...], entry: Registered) -> None:
@@ -172,7 +222,9 @@ def _add(table: dict[str, Registered], cls: Any, bases: tuple[type[Any], ...], e
     if name in table:
         both = f"{table[name].distribution} and {entry.distribution}"
         raise ConfigError(
-            Problem(f"{name!r} is registered twice", why=f"by {both}", fix="uninstall one, or OSMOTIC_PLUGINS=...")
+            Problem(
+                f"{name!r} is registered twice", why=f"by {both}", fix="uninstall one, or name the plugins: OSMOTIC_PLUGINS=..."
+            )
         )
     try:
         _check_contract(cls, base)
@@ -188,6 +240,8 @@ def _check_contract(cls: type[Any], base: type[Any]) -> None:
     if inspect.isabstract(cls):
         raise TypeError(f"{cls.__name__} lacks {', '.join(sorted(cls.__abstractmethods__))}")
     if base is Component:
+        if not callable(getattr(cls, "run", None)):
+            raise TypeError(f"{cls.__name__} has no method 'run': write def run(self, context: Context, ...) -> Outputs")
         input_ports(cls)
     needed = {Component: "outputs", ModelPlugin: "provides"}.get(base)
     if needed and not hasattr(cls, needed):

@@ -127,6 +127,9 @@ def _refuse(tree: Any) -> None:
     for node in tree.find_all(tuple(getattr(nodes, name) for name in _REFUSED)):
         raise TemplateSyntaxError(f"a template only reads fields; {type(node).__name__} is not for here", node.lineno)
     for loop in tree.find_all(nodes.For):
+        inner = next((other for other in loop.find_all(nodes.For) if any(True for _ in other.find_all(nodes.For))), None)
+        if inner is not None:
+            raise TemplateSyntaxError("at most two loops stand in one another: more would take for ever", inner.lineno)
         if loop.recursive or any(True for _ in loop.iter.find_all(nodes.Concat)) or isinstance(loop.iter, nodes.Concat):
             raise TemplateSyntaxError("a loop goes over a field, and not over a text made for it", loop.lineno)
 

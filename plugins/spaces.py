@@ -55,8 +55,20 @@ def resolve(ref: str, base: Path) -> Path:
     except (OSError, UnicodeEncodeError) as error:
         raise ConfigError(Problem(f"cannot be read: {ref[:80]!a}", why=str(error)[:200])) from error
     if not found:
-        raise ConfigError(Problem(f"no such file: {ref[:200]!a}", fix=_near(path)))
+        raise ConfigError(_no_file(ref, path))
     return path
+
+
+def _no_file(ref: str, path: Path) -> Problem:
+    """What is there in place of a file, if anything."""
+    shown = ascii(ref[:200])
+    if path.is_dir():
+        return Problem(f"this is a folder, not a file: {shown}", fix="name a file in it")
+    if path.is_symlink():
+        return Problem(f"this is a symbolic link to nothing: {shown}", fix="name the file itself")
+    if path.exists():
+        return Problem(f"this is a device or a pipe, not a file: {shown}", fix="copy the data into a file")
+    return Problem(f"no such file: {shown}", fix=_near(path))
 
 
 def _shipped(ref: str) -> Path:

@@ -10,12 +10,9 @@ Every failed check raises `ConformanceError`, which says what to mend. Passing s
 mechanism is shown by its certificate (`check_mechanism` computes it on one space, the host on every space in use).
 """
 
-import inspect
-import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from osmotic.plugins.contract import (
@@ -29,6 +26,7 @@ from osmotic.plugins.contract import (
     ModelPlugin,
     NextToken,
     Outputs,
+    Records,
     Scorer,
     TextGenerator,
     Trainable,
@@ -46,8 +44,20 @@ from osmotic.plugins.fakes import (
     FakeTextGenerator,
     validated,
 )
-from osmotic.plugins.testing_mechanisms import (
+from osmotic.plugins.testing_checks import (
     ConformanceError,
+    Recorded,
+    changed_row,
+    check_apart,
+    check_contained,
+    check_forgotten,
+    check_identity,
+    check_imports,
+    check_labels,
+    contained,
+    remembered,
+)
+from osmotic.plugins.testing_mechanisms import (
     check_config,
     check_document,
     check_mechanism,
@@ -80,7 +90,6 @@ __all__ = [
     "small_space",
 ]  # fmt: skip
 
-HEAVY = ("torch", "transformers", "datasets", "deepspeed", "peft", "scipy", "sklearn", "pyarrow")
 PROTOCOLS: Mapping[str, type[Any]] = {
     "text_generator": TextGenerator, "scorer": Scorer, "masked_lm": MaskedLM, "embedder": Embedder, "trainable": Trainable,
     "next_token": NextToken,
@@ -112,20 +121,50 @@ def check_component(
     inputs: Inputs,
     make_context: Callable[[], Context] = FakeContext,
 ) -> None:
-    """Check that a component fits: configuration, ports, outputs, the same twice under a seed, inputs untouched, light import.
+    """Check that a component fits the contract; what does not is named, with why it matters and how to mend it.
 
-    make_context: makes a fresh, equal context for each of the two runs.
+    Configuration (comes back from its JSON, refuses unknown keys), name and docstring, ports, outputs, labels no weaker than
+    what it read, the same outputs twice under a seed, inputs untouched, nothing left behind in variables of its package, no
+    file outside of its folder, no socket, nothing heavy imported with its module, and, where ``mixes()`` says so, rows that
+    depend on their own record alone. It is run two or three times. make_context: makes a fresh, equal context for each run.
     """
-    check_config(config_type(cls), config)
+    settings = check_config(config_type(cls), config)
+    check_identity(cls, "components")
     before = _digests(_flat(inputs))
-    first, second = (_digests(run_component(cls, config, inputs, make_context())) for _ in range(2))
+    outputs = _contained_run(cls, config, inputs, make_context())
+    first, second = (_digests(part) for part in (outputs, _contained_run(cls, config, inputs, make_context())))
     differ = sorted(name for name in first if first[name] != second.get(name))
     if differ or first.keys() != second.keys():
         what = f"{cls.name}: two runs with the same seed differ in {', '.join(differ) or 'their ports'}"
-        raise ConformanceError(Problem(what, fix="draw from context.rng(...), and do not rely on the order of sets"))
+        why = "a run could not be repeated, nor its results compared"
+        raise ConformanceError(Problem(what, why=why, fix="draw from context.rng(...), and do not rely on the order of sets"))
     if _digests(_flat(inputs)) != before:
-        raise ConformanceError(Problem(f"{cls.name}: run changed its inputs", fix="copy rows before you change them"))
-    _check_imports(cls)
+        why = "other tasks read the same artifact"
+        raise ConformanceError(Problem(f"{cls.name}: run changed its inputs", why=why, fix="copy rows before you change them"))
+    if not cls.mixes(settings):
+        _check_mixes(cls, config, inputs, make_context, outputs)
+    check_imports(cls)
+
+
+def _contained_run(cls: type[Component[Any]], config: Mapping[str, Any], inputs: Inputs, context: Context) -> Outputs:
+    """One run that writes nowhere but into its scratch folder, opens no socket and claims no label that it has not got."""
+    recorded, before = Recorded(context), remembered(cls)
+    with contained(cls.name, Path(context.scratch())):
+        outputs = run_component(cls, config, inputs, recorded)
+    check_forgotten(cls, before)
+    check_labels(cls, outputs, recorded)
+    return outputs
+
+
+def _check_mixes(
+    cls: type[Component[Any]], config: Mapping[str, Any], inputs: Inputs, make_context: Callable[[], Context], before: Outputs
+) -> None:
+    """Change the content of the last record of every input, and see which rows follow."""
+    changed = {name: made for name, value in inputs.items() if isinstance(value, Records) and (made := changed_row(value))}
+    if changed:
+        others = {**inputs, **{name: records for name, (records, _) in changed.items()}}
+        after = run_component(cls, config, others, make_context())
+        check_apart(cls, before, after, {identity for _, identity in changed.values()})
 
 
 def _inputs(cls: type[Component[Any]], inputs: Inputs) -> dict[str, Any]:
@@ -195,57 +234,44 @@ def _digests(artifacts: Mapping[str, Artifact]) -> dict[str, str]:
     return digests
 
 
-_PROBE = """
-import importlib, importlib.util, json, sys
-name, file, heavy = json.loads(sys.argv[1])
-before = set(sys.modules)
-try:
-    importlib.import_module(name)
-except ModuleNotFoundError as error:
-    if error.name is None or not (name + ".").startswith(error.name + "."):
-        raise
-    spec = importlib.util.spec_from_file_location("osmotic_probed", file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["osmotic_probed"] = module
-    spec.loader.exec_module(module)
-print(json.dumps([word for word in heavy if word in sys.modules and word not in before]))
-"""
-
-
-def _check_imports(cls: type[Any]) -> None:
-    """Import the class's module in a fresh process and look for heavy libraries."""
-    argument = json.dumps([cls.__module__, inspect.getsourcefile(cls), HEAVY])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(part for part in sys.path if part)}
-    command = [sys.executable, "-c", _PROBE, argument]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
-    if done.returncode:
-        why = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        raise ConformanceError(Problem(f"the module {cls.__module__!r} cannot be imported on its own", why=why))
-    heavy = json.loads(done.stdout.splitlines()[-1])
-    if heavy:
-        fix = "import it inside the functions that need it"
-        raise ConformanceError(Problem(f"importing {cls.__module__!r} loads {', '.join(heavy)}", fix=fix))
-
-
 # ---- models ----------------------------------------------------------------------------------------------------------
 
 
 def check_model(cls: type[ModelPlugin[Any]], config: Mapping[str, Any]) -> Any:
-    """Check a model plugin and return the object it built: stable fingerprint, `provides` as built, shapes of the answers."""
-    check_config(config_type(cls), config)
-    settings = validated(config_type(cls), config, "model")
+    """Check a model plugin and return the object it built.
+
+    Configuration, name and docstring; a stable fingerprint without loading the model; `provides` as built; shapes of the
+    answers; the same answers under the same seed and no socket (but where `endpoint` names a server); light import.
+    """
+    settings = check_config(config_type(cls), config)
+    check_identity(cls, "models")
     torch_before = "torch" in sys.modules
-    prints = [cls(settings).fingerprint() for _ in range(2)]
+    prints = [check_contained(cls, cls(settings).fingerprint) for _ in range(2)]
     if prints[0] != prints[1] or not (len(prints[0]) == 64 and set(prints[0]) <= set("0123456789abcdef")):
         fix = "hash the files that make the model (64 hexadecimal digits), nothing that changes"
         raise ConformanceError(Problem(f"{cls.name}: the fingerprint is not a stable SHA-256", why=", ".join(prints), fix=fix))
     if not torch_before and "torch" in sys.modules:
-        raise ConformanceError(Problem(f"{cls.name}: fingerprint() loads torch", fix="read the files only"))
-    built = cls(settings).build()
-    _check_provides(cls, built)
-    _check_answers(cls.name, built)
-    _check_imports(cls)
+        why = "a plan asks for fingerprints, and is to print in seconds"
+        raise ConformanceError(Problem(f"{cls.name}: fingerprint() loads torch", why=why, fix="read the files only"))
+    remote = cls(settings).endpoint() is not None
+    with contained(cls.name, sockets=not remote):
+        built = cls(settings).build()
+        _check_provides(cls, built)
+        _check_answers(cls.name, built)
+        if not remote and isinstance(built, TextGenerator):
+            _check_seeded(cls.name, built)
+    check_imports(cls)
     return built
+
+
+def _check_seeded(name: str, built: TextGenerator) -> None:
+    """The same prompts with the same seed twice."""
+    how = Generation(max_new_tokens=4, temperature=1.0, seed=5)
+    first, second = ([answer.text for answer in built.generate(["one", "two two"], how)] for _ in range(2))
+    if first != second:
+        why = "a run could not be repeated; answers are found again by their seed"
+        fix = "draw with random.Random(how.seed), or a generator of your own that is seeded by it"
+        raise ConformanceError(Problem(f"{name}: generate gives other answers under the same seed", why=why, fix=fix))
 
 
 def _check_provides(cls: type[ModelPlugin[Any]], built: Any) -> None:

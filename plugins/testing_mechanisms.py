@@ -12,34 +12,32 @@ from typing import Any
 
 from osmotic.plugins.contract import DocumentMechanism, Drawn, Mechanism, Slot, Space, config_type
 from osmotic.plugins.fakes import validated
-from osmotic.schemas.errors import Code, ConfigError, OsmoticError, Problem
+from osmotic.plugins.testing_checks import ConformanceError, check_contained, check_identity, check_imports
+from osmotic.schemas.errors import ConfigError, Problem
 from osmotic.schemas.source import did_you_mean
 
-__all__ = ["ConformanceError", "check_config", "check_document", "check_mechanism", "small_slots", "small_space"]
+__all__ = ["check_config", "check_document", "check_mechanism", "small_slots", "small_space"]
 
 CLAIMS = ("certified", "metric", "partition")
 FALSE_ALARM = 1e-9
 
 
-class ConformanceError(OsmoticError):
-    """A plugin does not fit the contract; the problems say where, and what to mend (exit code 6)."""
-
-    code = Code.COMPONENT
-    exit_code = 6
-
-
-def check_config(model: type[Any], config: Mapping[str, Any]) -> None:
-    """Validate, write as JSON, read again: equal; and a key that nobody knows is refused."""
+def check_config(model: type[Any], config: Mapping[str, Any]) -> Any:
+    """Validate, write as JSON, read again: equal; and a key that nobody knows is refused. Gives the configuration."""
     from pydantic import ValidationError
 
     made = validated(model, config, "config")
     if model.model_validate_json(made.model_dump_json(by_alias=True)) != made:
-        raise ConformanceError(Problem(f"{model.__name__} does not come back from its JSON", fix="use plain field types"))
+        why = "configurations are kept and compared as JSON"
+        raise ConformanceError(
+            Problem(f"{model.__name__} does not come back from its JSON", why=why, fix="use plain field types")
+        )
     try:
         model.model_validate({**config, "osmotic_unknown_key": 1})
     except ValidationError:
-        return
-    raise ConformanceError(Problem(f"{model.__name__} accepts unknown keys", fix="derive it from osmotic's Config"))
+        return made
+    why = "a misspelt key would change nothing, and nobody would be told"
+    raise ConformanceError(Problem(f"{model.__name__} accepts unknown keys", why=why, fix="derive it from osmotic's Config"))
 
 
 def small_space(size: int = 24, dimension: int = 8, unknown: bool = True) -> Space:
@@ -70,20 +68,23 @@ def check_mechanism(
 ) -> Any:
     """Check a mechanism on a space (default: `small_space()`) and return its privacy card.
 
-    Unknown keys are refused; log_prob has the right shape and does not depend on the batch; a claim of class certified, metric
-    or partition holds; the sampler agrees with log_prob on rows that are fresh each time (`draws` a row, false alarm below
-    1e-9). A wrapper's `inner` is one of the built-ins, or of `mechanisms` (name -> class).
+    Configuration, name and docstring; log_prob has the right shape and does not depend on the batch; a claim of class
+    certified, metric or partition holds; the sampler agrees with log_prob on rows that are fresh each time (`draws` a row,
+    false alarm below 1e-9) and gives the same under a seed; its code can be named by a hash; no file written, no socket, light
+    import. A wrapper's `inner` is one of the built-ins, or of `mechanisms` (name -> class).
     """
     import numpy as np
 
-    from osmotic.plugins.certificate import certify, check_sampler
-    from osmotic.plugins.entropy import SystemEntropy
+    from osmotic.plugins.certificate import certify, check_sampler, code_digest
+    from osmotic.plugins.entropy import SeededEntropy, SystemEntropy
 
     check_config(config_type(cls), config)
+    check_identity(cls, "mechanisms")
+    code_digest(cls)  # raises where site policies could not name it
     space = space or small_space()
     made = _built(cls, config, space, mechanisms or {})
     rows = np.arange(space.size + space.unknown, dtype=np.int64)
-    whole = made.log_prob(rows)
+    whole = check_contained(cls, lambda: made.log_prob(rows))
     alone = np.concatenate([made.log_prob(rows[i : i + 1]) for i in rows[::-1]])[::-1]
     if whole.shape != alone.shape or not np.allclose(whole, alone, rtol=0, atol=1e-9):
         fix = "compute each row from its own symbol, and keep no state between calls"
@@ -96,6 +97,12 @@ def check_mechanism(
     if not sampler.agrees:
         fix = "do not override sample, or make it equal to log_prob"
         raise ConformanceError(Problem(f"{cls.name}: sample does not follow log_prob", why=sampler.why, fix=fix))
+    first, second = (check_contained(cls, lambda: made.sample(rows, SeededEntropy("a check"))) for _ in range(2))
+    if not np.array_equal(first, second):
+        why = "randomness that is not the host's is not covered by the certificate"
+        fix = "draw from the entropy that is given, from nothing else"
+        raise ConformanceError(Problem(f"{cls.name}: sample draws from elsewhere than its entropy", why=why, fix=fix))
+    check_imports(cls)
     return card
 
 

@@ -29,7 +29,7 @@ def check_table(cls: type[TablePlugin], argument: str, base: Path = Path()) -> S
     that was decoded encodes to the same again), a light import. Raises ConformanceError, or ConfigError for an argument that
     the table does not have.
     """
-    from osmotic.plugins.testing import ConformanceError, _check_imports
+    from osmotic.plugins.testing_checks import ConformanceError, check_imports
     from osmotic.plugins.vocabulary import check_symbols, check_vectors
 
     shown = f"{cls.name}:{argument}"
@@ -49,7 +49,7 @@ def check_table(cls: type[TablePlugin], argument: str, base: Path = Path()) -> S
     wrong += _check_text(spaces[0])
     if wrong:
         raise ConformanceError(*(Problem(f"{shown}: {text}") for text in wrong))
-    _check_imports(cls)
+    check_imports(cls)
     return spaces[0]
 
 

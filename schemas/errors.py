@@ -7,6 +7,8 @@ Between parties travel only the members of `Code`, never a message: a message ma
 from dataclasses import dataclass
 from enum import StrEnum
 
+from osmotic.schemas.terminal import harmless
+
 
 class Code(StrEnum):
     """The closed list of reasons that may cross from one party to another."""
@@ -41,7 +43,8 @@ class Problem:
 
     def __str__(self) -> str:
         head = " ".join(part for part in (self.where, f"{self.path}:" if self.path else "", self.what) if part)
-        return "\n".join([head, *(f"    {line}" for line in (self.why, self.fix) if line)])
+        lines = [head, *(f"    {line}" for line in (self.why, self.fix) if line)]
+        return "\n".join(harmless(line.rstrip()).replace("\n", "\n    ") for line in lines)
 
 
 class OsmoticError(Exception):

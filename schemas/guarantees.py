@@ -21,7 +21,7 @@ class Guarantee(Config):
     epsilon: float = Field(description="Privacy loss per unit, natural logarithm; 'distance': a token and unit of distance.")
     unit: Unit = "token"
     delta: float = 0.0
-    void: tuple[str, ...] = Field((), description="What makes the claim void, e.g. 'seeded'.")
+    void: tuple[str, ...] = Field(default=(), description="What makes the claim void, e.g. 'seeded'.")
 
     def __str__(self) -> str:
         text = f"{self.mechanism_class}, epsilon {self.epsilon:g} a {self.unit}"

@@ -21,6 +21,17 @@ Key = tuple[str | int, ...]
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _TAG = "tag:yaml.org,2002:"
+_FIXES = (  # part of what the parser says, what to do
+    ("\\t", "indent with spaces, not tabs"),
+    ("cannot start any token", "put the value in quotes"),
+    ("escape character", "put a text with backslashes in single quotes"),
+    ("mapping values are not allowed", "put a value with ': ' in it in quotes, or check the indentation"),
+    ("expected ':'", "every key needs a colon and a space after it"),
+    ("expected ',' or", "close the bracket or brace, or put a comma between two values"),
+    ("end of stream", "close the quote or bracket"),
+    ("expected alphabetic or numeric", "put a text that begins with * or & in quotes"),
+    ("<document start>", "one document a file; data are bound by a site file"),
+)
 _PLAIN = {
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -59,7 +70,7 @@ class Source:
 def parse(text: str, name: str) -> Source:
     """Parse one YAML document. Raises ConfigError with the place of every problem (of the first one, in broken syntax)."""
     if len(text) > MAX_BYTES:
-        raise ConfigError(Problem("the file is too large for a configuration", name, why=f"limit {MAX_BYTES >> 20} MiB"))
+        raise ConfigError(Problem("the file is too large for a configuration", name, why=f"the limit is {MAX_BYTES >> 20} MiB"))
     builder = _Builder(Source(name, None))
     try:
         nodes = _compose(text)
@@ -78,9 +89,9 @@ def parse(text: str, name: str) -> Source:
 class _Refused(yaml.YAMLError):
     """Good YAML that this subset does not have."""
 
-    def __init__(self, problem: str, mark: Any) -> None:
+    def __init__(self, problem: str, mark: Any, why: str, fix: str) -> None:
         super().__init__(problem)
-        self.problem, self.problem_mark = problem, mark
+        self.problem, self.problem_mark, self.why, self.fix = problem, mark, why, fix
 
 
 class _Loader(yaml.SafeLoader):
@@ -92,9 +103,12 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent):
-            raise _Refused("aliases (*name) are not supported; write the value out", event.start_mark)
+            why = "values that stand for others can grow without end"
+            fix = "write the value out; put a text that begins with * in quotes"
+            raise _Refused("aliases (*name) are not supported", event.start_mark, why, fix)
         if self.depth >= MAX_DEPTH:
-            raise _Refused(f"nested deeper than {MAX_DEPTH} levels", event.start_mark)
+            why, fix = "no document of osmotic needs so many", "check the indentation and brackets above it"
+            raise _Refused(f"nested deeper than {MAX_DEPTH} levels", event.start_mark, why, fix)
         self.depth += 1
         try:
             node: yaml.Node | None = super().compose_node(parent, index)
@@ -148,15 +162,26 @@ class _Builder:
         for key_node, child in node.value:
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
             if key is None or (key == "<<" and key_node.style is None):
-                self.refuse(key_node, "keys must be plain words (no merge keys, no lists)")
+                self._bad_key(key_node)
             elif _SURROGATE.search(key):
-                self.refuse(key_node, "half of a character (a lone surrogate) in a key")
+                fix = "write the character itself, not \\u escapes"
+                self.refuse(key_node, "half of a character (a lone surrogate) in a key", fix=fix)
             elif key in result:
-                self.refuse(key_node, f"the key {key!r} stands twice", why=f"first at {self.source.where((*path, key))}")
+                why = f"first at {self.source.where((*path, key))}"
+                self.refuse(key_node, f"the key {key!r} stands twice", why, "keep one of them, or give one another name")
             else:
                 self.source.marks[(*path, key)] = (key_node.start_mark.line + 1, key_node.start_mark.column + 1)
                 result[key] = self.build(child, (*path, key))
         return result
+
+    def _bad_key(self, node: yaml.Node) -> None:
+        if isinstance(node, yaml.ScalarNode):
+            self.refuse(node, "merge keys (<<) are not supported", "what stands in a file is what runs", "write the keys out")
+        elif isinstance(node, yaml.MappingNode):
+            why = "braces begin a mapping, and this one is the key of another"
+            self.refuse(node, "a key must be a plain word", why, "put a template in quotes: '{{ field }}'")
+        else:
+            self.refuse(node, "a key must be a plain word", "this one is a list", "write one key for each of them")
 
     def _scalar(self, node: yaml.ScalarNode, tag: str) -> Any:
         text = str(node.value)
@@ -165,7 +190,7 @@ class _Builder:
                 self.refuse(node, "half of a character (a lone surrogate)", fix="write the character itself, not \\u escapes")
             return text
         if not re.fullmatch(_PLAIN[tag][0], text):
-            self.refuse(node, f"{text[:40]!r} is not of the type '!!{tag}'")
+            self.refuse(node, f"{text[:40]!r} is not of the type '!!{tag}'", fix="leave the tag out and write a plain value")
             return None
         try:
             value = _convert(tag, text)
@@ -173,7 +198,8 @@ class _Builder:
             self.refuse(node, "the number is too long", fix="put it in quotes if it is text")
             return None
         if isinstance(value, float) and not math.isfinite(value):
-            self.refuse(node, f"must be a finite number (got {text})")
+            shown = text if len(text) < 40 else f"{text[:37]}..."
+            self.refuse(node, f"must be a finite number (got {shown})", fix="write a number; leave the key out for 'no limit'")
         return value
 
 
@@ -192,11 +218,21 @@ def _syntax_problem(error: yaml.YAMLError, text: str, name: str) -> Problem:
     if isinstance(error, yaml.reader.ReaderError):
         before = text[: error.position]
         where = f"{name}:{before.count(chr(10)) + 1}:{len(before) - before.rfind(chr(10))}"
-        return Problem(f"not valid YAML: the character #x{ord(text[error.position]):04x} is not allowed", where)
+        what = f"not valid YAML: the character #x{ord(text[error.position]):04x} is not allowed"
+        return Problem(what, where, why="control characters are no text", fix="take it out; your editor may not show it")
     mark = getattr(error, "problem_mark", None)
     where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
     said = getattr(error, "problem", None) or str(error).splitlines()[0]
     if isinstance(error, _Refused):
-        return Problem(said, where)
-    fix = "indent with spaces, not tabs" if "\\t" in said else "check indentation, colons and quotes near here"
-    return Problem(f"not valid YAML: {said}", where, fix=fix)
+        return Problem(said, where, why=error.why, fix=error.fix)
+    begun, opening = getattr(error, "context_mark", None), getattr(error, "context", None)
+    why = f"{opening}, which begins at {begun.line + 1}:{begun.column + 1}" if begun and opening else ""
+    return Problem(f"not valid YAML: {said}", where, why=why, fix=_syntax_fix(said, text, mark))
+
+
+def _syntax_fix(said: str, text: str, mark: Any) -> str:
+    """What is most often the mistake where the parser says this."""
+    around = (text.splitlines() or [""])[max(mark.line - 1, 0) : mark.line + 1] if mark else []
+    if any("\u00a0" in line for line in around):
+        return "there is a hard space (U+00A0) here, which only looks like a space: type it anew"
+    return next((fix for part, fix in _FIXES if part in said), "check indentation, colons and quotes near here")

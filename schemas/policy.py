@@ -41,6 +41,13 @@ class DataBinding(Config):
         default_factory=dict, description="field -> Jinja2 template over the file's own keys, e.g. stem: '{{ question.stem }}'."
     )
 
+    @field_validator("rows")
+    @classmethod
+    def _forwards(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
+        if value is not None and not 0 <= value[0] < value[1]:
+            raise ValueError(f"must be [first, end) with 0 <= first < end (got [{value[0]}, {value[1]}])")
+        return value
+
 
 class RecordBudget(Config):
     """Cap of the composition of all record-level events (histograms, DP-SGD) of a data set, at its delta."""
@@ -120,9 +127,19 @@ class SitePolicy(Config):
         description="Paths or hub names of models that a pipeline may load here; shipped ones (osmotic:...) always may; "
         "'*' for any.",
     )
+    handover: tuple[str, ...] = Field(
+        (),
+        strict=False,
+        description="Outputs (task.port) that the software around this party (FATE) may get although they depend on "
+        "private data.",
+    )
     tables: tuple[str, ...] = Field(("*",), strict=False, description="Digests (or prefixes) of tables a mechanism may use.")
     unproven: bool = Field(False, description="Allow mechanisms that are not certified (never shown as a guarantee).")
     threads: int = Field(1, ge=1, description="Compute threads of this party.")
+    deadline: float | None = Field(
+        None, gt=0, strict=False, allow_inf_nan=False,
+        description="Seconds that a task may run here without telling progress; then it is ended. Default: no end.",
+    )  # fmt: skip
 
 
 class Sites(Config):

@@ -24,11 +24,15 @@ _WORDS = {
     "bool_type": "must be true or false",
     "dict_type": "must be a mapping",
     "list_type": "must be a list",
-    "tuple_type": "must be a list (a plugin's tuple needs Field(strict=False) to take one)",
+    "tuple_type": "must be a list",
+    "float_parsing": "must be a number",
+    "int_parsing": "must be an integer",
     "model_type": "must be a mapping",
     "model_attributes_type": "must be a mapping",
     "none_required": "must be null",
 }
+_ENOUGH = re.compile(r"\w+ should have at (least|most) (\d+) items? after validation, not \d+")
+_TRUE, _FALSE = ("yes", "y", "on"), ("no", "n", "off")
 _TYPE_NAMES = frozenset({"str", "int", "float", "bool", "none", "tuple", "list", "dict"})
 
 
@@ -47,6 +51,8 @@ def problems_of(error: ValidationError, model: type[BaseModel], source: Source, 
     found = [_locate(item, source, at) for item in error.errors(include_url=False)]
     merged: dict[Key, Problem] = {}
     for one in found:
+        if one.item["type"] == "too_short" and any(f.path[: len(one.path)] == one.path != f.path for f in found):
+            continue  # its members are wrong, and were not counted
         rivals = [f for f in found if one.union is not None and f.union == one.union]
         shaped = [f for f in rivals if f.path != f.union]
         if shaped and one not in shaped:
@@ -54,7 +60,8 @@ def problems_of(error: ValidationError, model: type[BaseModel], source: Source, 
         words = list(dict.fromkeys(_message(f.item) for f in rivals if f.path == one.path)) or [_message(one.item)]
         text = _either(words) + _got(one.item)
         shown = ".".join(str(p) for p in one.path)
-        merged.setdefault(one.path, Problem(text, source.where(one.path), shown, fix=_fix(one.item, model)))
+        fix = "" if len(words) > 1 else _fix(one.item, model)
+        merged.setdefault(one.path, Problem(text, source.where(one.path), shown, fix=fix))
     return list(merged.values())
 
 
@@ -72,9 +79,18 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def near(word: str, known: Iterable[str], count: int) -> list[str]:
     """At most `count` known words that look like the given one, best first; none that is much further than the best."""
-    close = difflib.get_close_matches(word, list(known), n=count, cutoff=0.6)
+    names = list(known)
+    written = [name for name in names if _plain(name) == _plain(word)]
+    if written:
+        return written[:count]  # in other capitals, or with other marks between its words
+    close = difflib.get_close_matches(word, names, n=count, cutoff=0.6)
     alike = [difflib.SequenceMatcher(None, one, word).ratio() for one in close]
     return [one for one, ratio in zip(close, alike, strict=True) if ratio > alike[0] - FURTHER]
+
+
+def _plain(word: str) -> str:
+    """Letters and digits alone: epsilonPerToken, EPSILON-PER-TOKEN and epsilon_per_token are one word."""
+    return re.sub(r"[\W_]", "", word.lower()) or word
 
 
 def _fix(item: ErrorDetails, model: type[BaseModel]) -> str:
@@ -84,7 +100,28 @@ def _fix(item: ErrorDetails, model: type[BaseModel]) -> str:
     if item["type"] == "literal_error" and isinstance(item["input"], str):
         close = near(item["input"], re.findall(r"'([^']*)'", str(item.get("ctx", {}).get("expected", ""))), 1)
         return f"did you mean {close[0]!r}?" if close else ""
-    return ""
+    return _other_type(item["type"], item.get("input"))
+
+
+def _other_type(kind: str, value: Any) -> str:
+    """What to write where a value was read as another type than it was meant to be."""
+    if kind == "string_pattern_mismatch" and isinstance(value, str):
+        odd = next((letter for letter in value if not letter.isascii()), None)
+        return f"{odd!a} (U+{ord(odd):04X}) is in it: type it anew with plain letters" if odd else ""
+    if kind in ("bool_type", "bool_parsing") and isinstance(value, str) and value.lower() in _TRUE + _FALSE:
+        return f"write {'true' if value.lower() in _TRUE else 'false'}, without quotes"
+    if kind not in ("int_type", "float_type", "float_parsing", "int_from_float"):
+        return "put it in quotes" if kind == "string_type" and isinstance(value, bool | int | float) else ""
+    if isinstance(value, float) and value.is_integer():
+        return f"write {int(value)}"
+    bare = str(value).replace("_", "").strip() if isinstance(value, str) else ""
+    if bare.removesuffix("%") != bare and _number(bare.removesuffix("%")):
+        return f"write {float(bare.removesuffix('%')) / 100:g}"
+    return f"write {bare}, without quotes" if _number(bare) else ""
+
+
+def _number(text: str) -> bool:
+    return re.fullmatch(r"[-+]?\d+(\.\d+)?", text) is not None
 
 
 def _message(item: ErrorDetails) -> str:
@@ -93,13 +130,16 @@ def _message(item: ErrorDetails) -> str:
         return _WORDS[kind]
     if kind == "string_pattern_mismatch" and "a-z][a-z0-9_]*" in text:
         return "must be a name: lower-case letters, digits, '_' and '-', a letter first"
+    few = _ENOUGH.fullmatch(text)
+    if few:
+        return f"must have at {few[1]} {few[2]} {'item' if few[2] == '1' else 'items'}"
     return text.removeprefix("Value error, ").replace("Input should be", "must be").replace("String should", "must")
 
 
 def _got(item: ErrorDetails) -> str:
     """What stood there; validators of ours (value_error) say it themselves where it helps."""
     value = item.get("input")
-    if item["type"] in ("missing", "extra_forbidden", "value_error", "assertion_error"):
+    if item["type"] in ("missing", "extra_forbidden", "value_error", "assertion_error", "too_short", "too_long"):
         return ""
     if value is None or isinstance(value, bool):
         return f" (got {'null' if value is None else str(value).lower()})"

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from osmotic.schemas.base import Config
 from osmotic.schemas.errors import Problem
+from osmotic.schemas.problems import near
 
 NUMBERED = re.compile(r"n[0-9]{7}")  # ids of rows that stand for no record: texts made by a model, say
 
@@ -72,7 +73,8 @@ class RecordSchema(Config):
             if not isinstance(identity, str) or not identity:
                 yield Problem("the record has no 'id'", where, fix="give every record an id: a non-empty string")
             elif identity in seen:
-                yield Problem(f"the id {identity!r} was used before", where, why=f"first at {seen[identity]}")
+                why = f"first at {seen[identity]}"
+                yield Problem(f"the id {identity!r} was used before", where, why=why, fix="give every record an id of its own")
             else:
                 seen[identity] = where
             for name, spec in self.fields.items():
@@ -85,4 +87,6 @@ def _check_value(where: str, row: dict[str, Any], name: str, spec: FieldSpec, do
     elif not isinstance(row[name], str):
         yield Problem(f"must be a string (got {type(row[name]).__name__})", where, name)
     elif not spec.text and row[name] not in domain:
-        yield Problem("the value is outside the field's domain", where, name, why=f"got {row[name]!r}; {len(domain)} allowed")
+        why, close = f"got {row[name]!r}; {len(domain)} allowed", near(row[name], sorted(domain), 1)
+        fix = f"did you mean {close[0]!r}?" if close else "correct it, or add it to the schema's public domain"
+        yield Problem("the value is outside the field's domain", where, name, why=why, fix=fix)

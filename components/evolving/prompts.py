@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 
 from osmotic.components.metrics import parse
+from osmotic.components.patterns import sound
 from osmotic.components.rationale_rules import words
 from osmotic.components.templates import check_slots, slots
 
@@ -16,7 +17,7 @@ Parents = Sequence[Mapping[str, str]]
 def one_group(pattern: str) -> str:
     """Refuse a pattern that is wrong or does not have exactly one group (ValueError)."""
     try:
-        groups = re.compile(pattern).groups
+        groups = sound(pattern).groups
     except re.error as error:
         raise ValueError(f"not a regular expression: {error}") from error
     if groups != 1:

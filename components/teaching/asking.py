@@ -219,7 +219,8 @@ def _read(entry: dict[str, Any]) -> Reply:
 
 def _progress(context: Context, replies: Replies[K], done: int) -> int:
     lost = len(replies.failed)
-    context.progress(done, len(replies.rows), f"{lost} without an answer" if lost else "")
+    tokens = sum(reply.spent[1] for reply in replies.known.values())
+    context.progress(done, len(replies.rows), f"rows, {tokens} tokens" + (f", {lost} without an answer" if lost else ""))
     return done
 
 

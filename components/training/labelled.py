@@ -11,7 +11,7 @@ from osmotic.components.templates import Template, slots
 from osmotic.components.training.batches import Encoder, cue_of
 from osmotic.components.training.heads import HeadEncoder, Pooling
 from osmotic.components.training.parts import Example
-from osmotic.plugins.contract import Config, Context, ModelName, Records
+from osmotic.plugins.contract import Config, Context, OwnModelName, Records
 from osmotic.schemas.errors import ComponentError, ConfigError, Problem
 from osmotic.schemas.records import RecordSchema
 
@@ -19,7 +19,7 @@ from osmotic.schemas.records import RecordSchema
 class TaskConfig(Config):
     """Keys of whoever trains a model for a task, with privacy or without."""
 
-    model: ModelName
+    model: OwnModelName
     mode: Literal["head", "generation"] = Field("head", description="Name the class by a head, or write the target.")
     prompt: str = Field(description="Jinja2 over the records' fields; head: the text that is classified.")
     target: str | None = Field(None, description="generation: Jinja2 over the records' fields. Default: the label.")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def _number(value: Any) -> Any:
     """Integers are numbers too; text and true/false are not."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError("must be a number greater than 0")
+        raise ValueError(f"must be a number greater than 0 (got {str(value)[:40]!r})")
     try:
         return float(value)
     except OverflowError as error:

@@ -176,7 +176,8 @@ def known_digest(path: Path) -> str:
     """SHA-256 of a large file, remembered in the cache with its size and time."""
     status = path.stat()
     path = path.resolve()
-    stamp = {"path": str(path), "size": status.st_size, "time": status.st_mtime_ns}
+    stamp = {"path": str(path), "size": status.st_size, "time": status.st_mtime_ns, "changed": status.st_ctime_ns}
+    stamp["inode"] = status.st_ino  # another file in its place may have the same size and time
     note = cache() / f"digest-{hashlib.sha256(str(path).encode()).hexdigest()[:16]}.json"
     known = read_json(note)
     if isinstance(known, dict) and {k: known.get(k) for k in stamp} == stamp and isinstance(known.get("sha256"), str):

@@ -126,7 +126,8 @@ def _converted(path: Path, key: str, tensor: Tensor) -> "np.ndarray":
     import numpy as np
 
     status = path.stat()
-    stamp = [str(path.resolve()), status.st_size, status.st_mtime_ns, key, tensor.kind, tensor.shape, tensor.start]
+    changed = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]  # times alone can be set back
+    stamp = [str(path.resolve()), *changed, key, tensor.kind, tensor.shape, tensor.start]
     folder = Path(os.environ.get("OSMOTIC_CACHE") or Path.home() / ".cache" / "osmotic") / "tables"
     kept = folder / f"{hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:32]}.npy"
     try:

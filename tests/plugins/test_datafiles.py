@@ -165,7 +165,7 @@ def test_the_schema_is_checked_and_other_keys_are_dropped(tmp_path):
     with pytest.raises(DataError) as caught:
         load_records(path, SCHEMA, {}, None)
     text = str(caught.value)
-    assert "did you mean 'txt'? or map it: text: '{{ KEY }}'" in text and "outside the field's domain" in text
+    assert "did you mean 'txt'? or map it in the site file: text: '{{ KEY }}'" in text and "outside the field's domain" in text
     assert "used before" in text and "text: '{{ text }}'" in text
 
 

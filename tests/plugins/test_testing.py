@@ -85,6 +85,8 @@ def component(run, outputs=None, config=SamplerConfig):
     """A component class around a function (rows, context) -> outputs."""
 
     class Made(Component[config]):
+        """What a test says that it does."""
+
         name = "made"
 
         def run(self, context: contract.Context, records: Records) -> Outputs:
@@ -139,6 +141,8 @@ def test_heavy_imports_and_broken_modules_are_told(tmp_path, monkeypatch):
         from osmotic.plugins.contract import Component, Config, Context, Out, Outputs, Records
 
         class Heavy(Component[Config]):
+            \"\"\"Rows in, rows out.\"\"\"
+
             name = "heavy"
             outputs = {{"rows": Out(Records)}}
 
@@ -183,10 +187,14 @@ class Honest(Mechanism[EpsilonConfig]):
 
 
 class Boastful(Honest):
+    """Claims half."""
+
     claim = 0.5
 
 
 class Leaky(Honest):
+    """Keeps more than log_prob says."""
+
     def sample(self, rows, entropy):
         drawn = super().sample(rows, entropy)
         known = rows < self.space.size
@@ -194,6 +202,8 @@ class Leaky(Honest):
 
 
 class Together(Honest):
+    """Looks at the batch."""
+
     def log_prob(self, rows):
         return super().log_prob(np.sort(rows)[::-1])
 
@@ -226,6 +236,8 @@ def model(build, provides, fingerprint=None):
     """A model plugin class."""
 
     class Made(ModelPlugin[PathConfig]):
+        """A model of a test."""
+
         name = "made"
 
         def fingerprint(self):
