@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # make demo   install into .venv and run the shipped FedCoT pipeline, a process for each party
 # make test   install with the test tools and run the tests
-# make generate  renew schemas/generated and docs/catalogue.md
+# make generate  renew schemas/generated, docs/catalogue.md, docs/cli.md and docs/bad-input.md
 # make check  style, types, import layers, generated files
 # make dev    links that let mypy and editable installs see the package as one tree
 #
@@ -36,6 +36,7 @@ check: dev $(VENV)/.dev
 
 generate: $(VENV)/.dev
 	$(BIN)/python .ci/generated --write
+	$(BIN)/python tests/bad/cases.py
 
 dev:
 	@for folder in $(FOLDERS); do ln -sfn ../../$$folder src/osmotic/$$folder; done

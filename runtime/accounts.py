@@ -36,14 +36,16 @@ def account(site: Site, edges: list[str]) -> dict[str, Any]:
     """{word, parts, together, epsilon, ever, unit, detail, void, waived, documents, crossings}: this party's guarantee.
 
     word: unprotected, nothing crosses, or the weakest class of all releases that crossed. parts: one entry a unit, the weakest
-    first, of one class the largest: {class, unit, epsilon, ever, delta, text}. epsilon, ever: of the first part; None where
-    the accountant is missing. ever: the largest sum that a document (or all records) of the same data sets has cost over all
-    runs on this ledger. together: {epsilon, delta, text} of certified releases and record-level events, None without both.
+    first, of one class the largest: {class, unit, epsilon, ever, delta, text, of}. epsilon, ever: of the first part; None where
+    the accountant is missing. of: what a unit's name leaves out: the patterns, or the neighbours. ever: the largest sum that a
+    document (or all records) of the same data sets has cost over all runs on this ledger. together: {epsilon, delta, text} of
+    certified releases and record-level events, None without both.
     """
     refs: set[str] = set()
     waived: set[str] = set()
     count = 0
-    for edge in edges:
+    tasks = {edge.removesuffix("=>") for edge in edges if edge.endswith("=>")}
+    for edge in [*edges, *(out for out, task in site.exits.items() if task in tasks)]:
         for (label_text,) in _labels(site, edge):
             count += 1
             label = Label.from_json(json.loads(label_text))
@@ -67,7 +69,15 @@ def account(site: Site, edges: list[str]) -> dict[str, Any]:
 
 
 def _empty(name: str) -> dict[str, Any]:
-    return {"class": name, "unit": "document", "epsilon": 0.0, "ever": 0.0, "delta": 0.0, "text": f"{name}, of no document"}
+    return {
+        "class": name,
+        "unit": "document",
+        "epsilon": 0.0,
+        "ever": 0.0,
+        "delta": 0.0,
+        "text": f"{name}, of no document",
+        "of": [],
+    }
 
 
 def weakest_first(part: Mapping[str, Any]) -> tuple[int, float]:
@@ -86,6 +96,7 @@ def _parts(site: Site, refs: list[str]) -> list[dict[str, Any]]:
         return []
     sets = f"dataset IN (SELECT dataset FROM release_sets WHERE ref IN ({','.join('?' * len(refs))}))"
     run, ever = _most(site, _chosen(refs), refs), _most(site, sets, refs)
+    patterns = sorted(unit for unit in run if kind_of(unit) == PARTITION)
     for found in (run, ever):  # partitions of one document add up, given the pattern of all of them
         for unit in [u for u in found if kind_of(u) == PARTITION]:
             del found[unit]
@@ -94,7 +105,7 @@ def _parts(site: Site, refs: list[str]) -> list[dict[str, Any]]:
     documents = [
         {
             "class": class_of_unit(unit), "unit": unit if unit != EPSILON else "document", "epsilon": amount, "delta": 0.0,
-            "ever": ever.get(unit, amount), "text": in_words(unit, amount),
+            "ever": ever.get(unit, amount), "text": in_words(unit, amount), "of": patterns if unit == PARTITION else [],
         }
         for unit, amount in run.items()
     ]  # fmt: skip
@@ -120,6 +131,7 @@ def _record_parts(site: Site, refs: list[str]) -> list[dict[str, Any]]:
             {
                 "class": weakest(kind for kind, _ in rows), "unit": "record", "epsilon": total["epsilon"],
                 "delta": total["delta"], "ever": ever["epsilon"], "text": f"{size_of(total)} a record{relation}",
+                "of": [total["neighbours"]] if total["neighbours"] else [],
             }
         )  # fmt: skip
     return parts

@@ -29,12 +29,16 @@ class Questions:
         return [places[0] for places in self.places]
 
 
+def answers_key(model: Sequence[str]) -> str:
+    """Under which task of the journal a model's answers are kept; those of a version with other fields are asked anew."""
+    return fingerprint(["answers", [field.name for field in fields(Answer)], *model])
+
+
 class Answers:
     """What one model said to one party's tasks. `model` names it and says what it is; None: nothing is kept or found."""
 
     def __init__(self, ledger: Ledger, model: Sequence[str] | None) -> None:
-        form = [field.name for field in fields(Answer)]  # those of a version with other fields are asked anew
-        self._journal = None if model is None else TaskJournal(ledger, fingerprint(["answers", form, *model]), "calls")
+        self._journal = None if model is None else TaskJournal(ledger, answers_key(model), "calls")
 
     def sort(self, method: str, items: Sequence[Any]) -> Questions:
         """Which of these were answered before. items: of plain values."""

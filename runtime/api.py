@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from osmotic.plugins.host import Registry, build_registry
-from osmotic.runtime.checks import Configs, slot_problems
+from osmotic.runtime.asked import Asked
+from osmotic.runtime.checks import Configs, model_fields, slot_problems
 from osmotic.runtime.data import Datasets
+from osmotic.runtime.endpoints import address_of
 from osmotic.runtime.flow import Flow, infer
-from osmotic.runtime.graph import Graph
+from osmotic.runtime.graph import Graph, Instance
 from osmotic.runtime.load import Loaded, find, load, sites_file
 from osmotic.runtime.policies import Policies, beside, check_binds, open_site, policies_of
 from osmotic.runtime.run import Runner, Watcher, accept, locked, settle
 from osmotic.runtime.site import Site
 from osmotic.runtime.store import disk
+from osmotic.runtime.watch import watched
 from osmotic.schemas.errors import ConfigError, OsmoticError, Problem, RefusedError
 
 if TYPE_CHECKING:
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from osmotic.plugins.contract import Artifact, Records
     from osmotic.runtime.transports.base import Transport
     from osmotic.schemas.policy import SitePolicy
+
+MOST_JOBS = 64  # processes a party
 
 
 @dataclass
@@ -56,6 +61,13 @@ class Prepared:
         for site in self.sites.values():
             site.ledger.close()
 
+    def asks(self, instance: Instance) -> set[str]:
+        """Models that an instance asks and that are not of its very party: at another role, or behind an endpoint."""
+        config, models = self.configs.of(instance), self.graph.pipeline.models
+        named = {name for key in model_fields(config) if (name := getattr(config, key)) in models}
+        here = self.graph.role_of[instance.party]
+        return {n for n in named if models[n].at != here or address_of(self.registry, self.graph, n) is not None}
+
     def flow(self) -> Flow:
         """Labels and refused crossings under the policies of all parties of this machine."""
         return infer(self.graph, self.policies.policies)
@@ -83,8 +95,9 @@ def prepare(
     policies = policies_of(list(graph.role_of), file, binds)
     check_binds(policies, binds)
     problems: list[Problem] = []
-    for party, policy in policies.policies.items():
-        problems += slot_problems(graph, configs, party, Datasets(policy, policies.base, party))
+    known = {party: Datasets(policy, policies.base, party) for party, policy in policies.policies.items()}
+    for party, datasets in known.items():
+        problems += slot_problems(graph, configs, party, datasets, list(known.values()))
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
     place = home or Path("osmotic-runs") / loaded.pipeline.name
@@ -93,44 +106,75 @@ def prepare(
 
 def run(
     pipeline: str | Path, *, overrides: tuple[str, ...] = (), sites: Path | None = None, home: Path | None = None,
-    binds: tuple[str, ...] = (), isolate: bool = False, watcher: Watcher | None = None, registry: Registry | None = None,
+    binds: tuple[str, ...] = (), isolate: bool = False, jobs: int = 1, watcher: Watcher | None = None,
+    registry: Registry | None = None, lock: Path | bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Run a pipeline on this machine; returns the summary (see `runtime.summary`), also saved in ``home/run.json``.
 
-    isolate: a process a party. Raises OsmoticError; whatever had been finished is found again by the next run.
+    isolate: a process a party; jobs: so many processes a party, more than one isolates too. lock: a lock file, or True for the
+    one beside the pipeline or of the last run: other code than that is refused. Raises OsmoticError; whatever had been
+    finished is found again by the next run.
     """
+    from osmotic.runtime import actuals, locking
+    from osmotic.runtime.reporting.gather import plan_of
     from osmotic.runtime.summary import summarise
 
     ready = prepare(pipeline, overrides=overrides, sites=sites, home=home, binds=binds, registry=registry)
-    with locked(ready.home), transport_of(ready, isolate, watcher or Quiet()) as transport:
-        outcome = Runner(ready.graph, transport, watcher or Quiet()).run()
-        summary = summarise(ready.graph, transport, outcome)
+    if lock:
+        locking.check_lock(locking.lock_beside(find(str(pipeline)), ready.home) if lock is True else Path(lock), ready.registry)
+    seen = watched(watcher or Quiet(), ready.graph, ready.home)
+    with locked(ready.home), seen as watcher, transport_of(ready, isolate, watcher, jobs) as transport:
+        locking.write_lock(ready.home / locking.FILE, ready.registry)
+        with actuals.sites_of(ready) as own:
+            spent, plan = actuals.spent(own), plan_of(ready.graph, ready.configs, ready.flow(), own)
+        outcome = Runner(ready.graph, transport, watcher, jobs).run()
+        summary = summarise(ready.graph, transport, outcome, plan=plan)
         settle(transport, ready.graph)
         summary["home"] = str(ready.home)
+        summary["asked"] = Asked(str(pipeline), overrides, sites, binds).to_json()
+        summary["resolved"] = ready.loaded.pipeline.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        with actuals.sites_of(ready) as own:
+            summary["plan"]["calls"] = actuals.calls(ready, own, outcome.times, summary["costs"])
+            summary["plan"]["budget"] = actuals.budget(spent, actuals.spent(own))
         save(ready, summary)
     return summary
 
 
 @contextmanager
-def transport_of(ready: Prepared, isolate: bool, watcher: Watcher) -> "Iterator[Transport]":
+def transport_of(ready: Prepared, isolate: bool, watcher: Watcher, jobs: int = 1) -> "Iterator[Transport]":
     """A local transport over which every party has accepted the plan; closed at the end, whatever happens."""
     from osmotic.runtime.transports.inprocess import InProcess
-    from osmotic.runtime.transports.processes import Processes
 
-    transport: Transport
-    if isolate:
-        file, parties = ready.policies.file, list(ready.graph.role_of)
-        transport = Processes(parties, ready.home.resolve(), file.resolve() if file else None, watcher.progress, ready.binds)
-    else:
-        transport = InProcess(ready.open(), watcher.progress)
+    check_jobs(jobs)
+    apart = isolate or jobs > 1
+    transport = _processes(ready, watcher, jobs) if apart else InProcess(ready.open(), watcher.progress)
     try:
-        if isolate:
+        if apart:
             accept(transport, ready.graph)
         else:
             _accept_together(ready)
         yield transport
     finally:
         transport.close()
+
+
+def check_jobs(jobs: int) -> None:
+    """Raise ConfigError for a number of processes that cannot be."""
+    if isinstance(jobs, bool) or not isinstance(jobs, int) or not 1 <= jobs <= MOST_JOBS:
+        what = f"jobs must be a number from 1 to {MOST_JOBS}"
+        raise ConfigError(Problem(what, path="jobs", why=f"got {jobs!r}", fix="as many as there are cores, or fewer"))
+
+
+def _processes(ready: Prepared, watcher: Watcher, jobs: int) -> "Transport":
+    """A process a party, or several."""
+    from osmotic.runtime.transports.pool import Pool
+    from osmotic.runtime.transports.processes import Processes
+
+    file, home, parties = ready.policies.file, ready.home.resolve(), list(ready.graph.role_of)
+    sites = file.resolve() if file else None
+    if jobs == 1:
+        return Processes(parties, home, sites, watcher.progress, ready.binds)
+    return Pool(ready.graph, home, sites, watcher.progress, ready.binds, jobs, ready.asks)
 
 
 def _accept_together(ready: Prepared) -> None:
@@ -144,22 +188,16 @@ def _accept_together(ready: Prepared) -> None:
 
 def save(ready: Prepared, summary: dict[str, Any]) -> None:
     """Write ``run.json`` and ``report.html`` into the home folder."""
-    from osmotic.runtime.report import render
+    from osmotic.runtime import actuals
+    from osmotic.runtime.reporting.gather import books, installed
+    from osmotic.runtime.reporting.page import render
 
-    with_ledger = {**summary, "ledger": [_ledger_of(ready, party) for party in ready.graph.role_of]}
+    with actuals.sites_of(ready) as own:
+        ledgers = [books(site) for site in own.values()]
+    with_ledger = {**summary, "ledger": ledgers, "lock": installed(ready.home)}
     with disk(ready.home):
         (ready.home / "run.json").write_text(json.dumps(summary, indent=1, sort_keys=True), encoding="utf-8")
         (ready.home / "report.html").write_text(render(with_ledger), encoding="utf-8")
-
-
-def _ledger_of(ready: Prepared, party: str) -> dict[str, Any]:
-    from osmotic.runtime.accounts import summary
-
-    site = open_site(party, ready.home, ready.policies, ready.registry)
-    try:
-        return summary(site)
-    finally:
-        site.ledger.close()
 
 
 def plan(
@@ -170,12 +208,29 @@ def plan(
     from osmotic.runtime.planning import describe
 
     ready = prepare(pipeline, overrides=overrides, sites=sites, home=home, binds=binds, registry=registry)
-    opened = ready.open(passing=True)
-    try:
-        inferred = ready.flow()
+    with _reading(ready) as (opened, inferred):
         return describe(ready.graph, ready.configs, opened, inferred, ready.refusals(inferred))
+
+
+@contextmanager
+def _reading(ready: Prepared) -> "Iterator[tuple[dict[str, Site], Flow]]":
+    """(every party's site, labels of the plan): what is there is read, and nothing is made on disk."""
+    try:
+        yield ready.open(passing=True), ready.flow()
     finally:
         ready.close()
+
+
+def why(
+    task: str, pipeline: str | Path, *, overrides: tuple[str, ...] = (), sites: Path | None = None, home: Path | None = None,
+    binds: tuple[str, ...] = (), registry: Registry | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Why a task would run or is found finished, what it depends on, whose data that is (see `runtime.explaining`)."""
+    from osmotic.runtime.explaining import explain
+
+    ready = prepare(pipeline, overrides=overrides, sites=sites, home=home, binds=binds, registry=registry)
+    with _reading(ready) as (opened, inferred):
+        return explain(task, ready.graph, ready.configs, opened, inferred, ready.refusals(inferred))
 
 
 def call(
@@ -210,4 +265,4 @@ class Quiet:
         """Nothing."""
 
 
-__all__ = ["Prepared", "Quiet", "call", "plan", "prepare", "run"]
+__all__ = ["Prepared", "Quiet", "call", "plan", "prepare", "run", "why"]

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -99,6 +100,18 @@ def in_words(unit: str, amount: float) -> str:
         UNBOUNDED: f"{amount:g} draws a document without any epsilon",
     }
     return words.get(kind_of(unit), f"nominal {amount:g} a document, no guarantee")
+
+
+def per(unit: str) -> str:
+    """What an epsilon of a unit is of, for people: 'a document', 'per unit of distance'."""
+    words = {EPSILON: "a document", DISTANCE: "per unit of distance", PARTITION: "a document given the class pattern"}
+    return words.get(kind_of(unit), f"a {kind_of(unit)}")
+
+
+def each_once(texts: Iterable[str]) -> list[str]:
+    """Texts of parts, equal ones once: those of unlike tables or data sets read alike, and are never added."""
+    counts = Counter(texts)
+    return [text if n == 1 else f"{text} ({n} such, of unlike tables or data sets)" for text, n in counts.items()]
 
 
 def added(rows: Iterable[Mapping[str, float]]) -> Costs:

@@ -3,9 +3,11 @@
 templates against record schemas, and each party's own policy. All problems come together, located.
 """
 
+import functools
 import json
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,8 +15,9 @@ from pydantic import ValidationError
 from osmotic.plugins.building import split
 from osmotic.plugins.contract import DocumentMechanism, config_type
 from osmotic.plugins.host import Registry
+from osmotic.plugins.spaces import resolve
 from osmotic.runtime.data import Datasets
-from osmotic.runtime.graph import Cell, Graph, Instance, Node
+from osmotic.runtime.graph import Cell, Edge, Graph, Instance, Node
 from osmotic.runtime.nodes import word
 from osmotic.schemas.artifacts import Records
 from osmotic.schemas.errors import ConfigError, OsmoticError, Problem
@@ -34,6 +37,8 @@ class Configs:
         self.problems: list[Problem] = []
         self._made: dict[tuple[str, Cell], Any] = {}
         self._checked: dict[str, tuple[str, ...]] = {}
+        self._raw: dict[tuple[str, Cell], dict[str, Any]] = {}
+        self._sources: dict[str, frozenset[str]] = {}
         for instance in graph.instances.values():
             self._make(graph.nodes[instance.node], instance.cell)
         self._models()
@@ -45,9 +50,20 @@ class Configs:
         return self._made[(instance.node, instance.cell)]
 
     def raw(self, instance: Instance) -> dict[str, Any]:
-        """The same as plain values, defaults filled in."""
-        values: dict[str, Any] = self.of(instance).model_dump(mode="json")
-        return values
+        """The same as plain values, defaults filled in; not to be changed."""
+        place = (instance.node, instance.cell)
+        if place not in self._raw:
+            self._raw[place] = self.of(instance).model_dump(mode="json")
+        return self._raw[place]
+
+    def sources(self, identity: str) -> frozenset[str]:
+        """Names of the data sets that the sources among an instance and its ancestors read, in no order."""
+        if not self._sources:
+            for one in self.graph.instances.values():  # producers stand before their consumers
+                outs = self.graph.nodes[one.node].component.outputs.values()
+                own = {str(getattr(self.of(one), "data", ""))} if any(out.label == "source" for out in outs) else set()
+                self._sources[one.id] = frozenset(own).union(*(self._sources[edge.producer] for edge in one.edges()))
+        return self._sources[identity]
 
     def checked(self, node: Node, config: Any, schema: RecordSchema | None) -> tuple[str, ...]:
         """What a component says of its configuration against a schema; asked once for equal ones."""
@@ -114,6 +130,16 @@ class Configs:
             if name is not None and name not in self.graph.pipeline.models:
                 fix = did_you_mean(name, self.graph.pipeline.models)
                 self.problems.append(self.place(node, cell, Problem(f"unknown model {name!r}", "", f"{prefix}{key}", fix=fix)))
+            elif name is not None and key in own_model_keys(type(config)):
+                self._own(node, cell, name, f"{prefix}{key}")
+
+    def _own(self, node: Node, cell: Cell, name: str, key: str) -> None:
+        """A model that a task trains is at the task's own role: weights of another party cannot be reached."""
+        there, here = self.graph.pipeline.models[name].at, node.spec.at
+        if there in self.graph.pipeline.parties and there != here:
+            what, why = f"a task at {here!r} cannot train the model {name!r} of {there!r}", "it could only ask it questions"
+            fix = f"give {name!r} 'at: {here}', name another model, or move the task to {there!r}"
+            self.problems.append(self.place(node, cell, Problem(what, "", key, why, fix)))
 
     def _models(self) -> None:
         source = self.graph.loaded.source
@@ -126,6 +152,7 @@ class Configs:
             try:
                 cls = self.graph.registry.model(spec.type)
                 config_type(cls).model_validate(spec.config)
+                self._shipped(name, spec.config.get("path"))
             except ConfigError as error:
                 p = error.problems[0]
                 self.problems.append(Problem(p.what, source.where((*path, "type")), f"models.{name}.type", p.why, p.fix))
@@ -133,6 +160,17 @@ class Configs:
                 for p in problems_of(error, config_type(cls), Source(name, spec.config)):
                     keys: Key = (*path, "config", *(p.path.split(".") if p.path else ()))
                     self.problems.append(Problem(p.what, source.where(keys), ".".join(map(str, keys)), p.why, p.fix))
+
+    def _shipped(self, name: str, path: Any) -> None:
+        """A shipped model is there, or there is none of that name: no need to wait until it is loaded."""
+        if not isinstance(path, str) or not path.startswith(SHIPPED) or path.endswith(".gguf"):
+            return
+        try:
+            resolve(f"{path}/config.json", Path())
+        except ConfigError as error:
+            where, p = ("models", name, "config", "path"), error.problems[0]
+            what = f"no model is shipped as {path!r}"
+            self.problems.append(Problem(what, self.graph.loaded.source.where(where), ".".join(where), p.what, p.fix))
 
 
 def model_fields(config: Any) -> Iterator[str]:
@@ -142,16 +180,26 @@ def model_fields(config: Any) -> Iterator[str]:
 
 def model_keys(cls: type[Any]) -> Iterator[str]:
     """Keys of a configuration class that name a model."""
-    yield from _marked(cls, "model")
+    named: Any = cls
+    yield from _marked(named, "model")
 
 
-def _marked(cls: type[Any], kind: str) -> Iterator[str]:
+def own_model_keys(cls: type[Any]) -> tuple[str, ...]:
+    """Keys of a configuration class that name a model which must be at the task's own role."""
+    named: Any = cls
+    return _marked(named, "model", "own")
+
+
+@functools.lru_cache(maxsize=1024)
+def _marked(cls: type[Any], kind: str, also: str = "osmotic") -> tuple[str, ...]:
     """Keys whose annotation, or one side of it (``ModelName | None``), says that they name this kind of thing."""
+    found = []
     for key, info in cls.model_fields.items():
         inner = [m for a in getattr(info.annotation, "__args__", ()) for m in getattr(a, "__metadata__", ())]
         extras = [info.json_schema_extra, *(getattr(m, "json_schema_extra", None) for m in inner)]
-        if any(isinstance(extra, dict) and extra.get("osmotic") == kind for extra in extras):
-            yield key
+        if any(isinstance(extra, dict) and extra.get("osmotic") == kind and extra.get(also) for extra in extras):
+            found.append(key)
+    return tuple(found)
 
 
 def releases(node: Node) -> bool:
@@ -161,7 +209,7 @@ def releases(node: Node) -> bool:
 
 def schema_names(config: Any) -> Iterator[tuple[str, str]]:
     """(key, data set) of configuration keys that name a data set whose schema is read, and nothing else of it."""
-    for key in _marked(type(config), "dataset"):
+    for key in _marked(config.__class__, "dataset"):
         if (name := getattr(config, key)) is not None:
             yield key, str(name)
 
@@ -190,7 +238,7 @@ def site_problems(graph: Graph, configs: Configs, party: str, datasets: Datasets
             problems += _binding(graph, node, str(getattr(config, "data", "")), party, policy)
         for key, dataset in schema_names(config):
             problems += _binding(graph, node, dataset, party, policy, key)
-        problems += _slots(graph, configs, instance, datasets)
+        problems += _slots(graph, configs, instance, (datasets,))
     problems += _model_paths(graph, party, policy)
     if graph.pipeline.noise_seed is not None and graph.at(party):
         problems += _seeded(graph, configs, party, policy)
@@ -213,22 +261,27 @@ def _model_paths(graph: Graph, party: str, policy: SitePolicy) -> list[Problem]:
     return found
 
 
-def slot_problems(graph: Graph, configs: Configs, party: str, datasets: Datasets) -> list[Problem]:
-    """What the components at one party say of their configurations (templates, fields) against its schemas."""
+def slot_problems(
+    graph: Graph, configs: Configs, party: str, datasets: Datasets, others: Sequence[Datasets] = ()
+) -> list[Problem]:
+    """What the components at one party say of their configurations (templates, fields) against its schemas.
+
+    others: data sets of other parties, where one process knows them: the schemas of what this party only gets from them.
+    """
     first = {(i.node, i.cell): i for i in reversed(graph.at(party))}
-    found = [p for i in reversed(first.values()) for p in _slots(graph, configs, i, datasets)]
+    found = [p for i in reversed(first.values()) for p in _slots(graph, configs, i, (datasets, *others))]
     return list(dict.fromkeys(found))
 
 
-def _slots(graph: Graph, configs: Configs, instance: Instance, datasets: Datasets) -> list[Problem]:
+def _slots(graph: Graph, configs: Configs, instance: Instance, known: Sequence[Datasets]) -> list[Problem]:
     node = graph.nodes[instance.node]
     config = configs.of(instance)
     problems: list[Problem] = []
-    for schema in _schemas(graph, configs, instance, datasets, problems):
+    for schema in _schemas(graph, configs, instance, known, problems):
         for text in configs.checked(node, config, schema):
             key, colon, rest = text.partition(": ")  # checks begin with the key that they are about
-            known = bool(colon) and key.split(".")[0] in type(config).model_fields
-            problems.append(configs.place(node, instance.cell, Problem(rest, path=key) if known else Problem(text)))
+            ours = bool(colon) and key.split(".")[0] in type(config).model_fields
+            problems.append(configs.place(node, instance.cell, Problem(rest, path=key) if ours else Problem(text)))
     return problems
 
 
@@ -252,21 +305,43 @@ def _binding(graph: Graph, node: Node, dataset: str, party: str, policy: SitePol
 
 
 def _schemas(
-    graph: Graph, configs: Configs, instance: Instance, datasets: Datasets, problems: list[Problem]
+    graph: Graph, configs: Configs, instance: Instance, known: Sequence[Datasets], problems: list[Problem]
 ) -> list[RecordSchema | None]:
-    """Schemas of the data sets of this party that the instance's records descend from; [None] when there are none.
+    """Schemas of the data sets that the instance's records descend from, as far as they are known; [None] when there are none.
 
     What templates are put over are records: where weights or a document came from says nothing of their fields.
     """
     found: list[RecordSchema | None] = []
     ports = graph.nodes[instance.node].ports
-    tables = [edge.producer for edge in instance.edges() if ports[edge.name.rpartition(".")[2]].kind is Records]
-    for name in datasets_of(graph, configs, instance, tables):
+    tables = [edge for edge in instance.edges() if ports[edge.name.rpartition(".")[2]].kind is Records]
+    released = _released(graph, configs, tables)
+    near = (
+        known if released is not None else known[:1]
+    )  # elsewhere's fields are known only of what comes straight from a release
+    for name in datasets_of(graph, configs, instance, [edge.producer for edge in tables]):
         try:
-            found += [datasets.schema(name)] if datasets.has(name) else []
+            one = next((datasets.schema(name) for datasets in near if datasets.has(name)), None)
         except OsmoticError as error:
             problems += error.problems
+            continue
+        if one is not None:
+            left = {field: spec for field, spec in one.fields.items() if released is None or field in released}
+            found.append(one.model_copy(update={"fields": left}))
     return found or [None]
+
+
+def _released(graph: Graph, configs: Configs, tables: Sequence[Edge]) -> frozenset[str] | None:
+    """The fields that all of these tables have, where each is a release of fields by name; None where one is something else."""
+    fields: frozenset[str] = frozenset()
+    for edge in tables:
+        producer = graph.instances[edge.producer]
+        config = configs.of(producer)
+        if graph.nodes[producer.node].component.outputs[edge.port].label != "release" or not hasattr(config, "mechanism"):
+            return None
+        if not isinstance(getattr(config, "fields", None), list | tuple):
+            return None
+        fields |= frozenset(config.fields)
+    return fields if tables else None
 
 
 def datasets_of(graph: Graph, configs: Configs, instance: Instance, through: Sequence[str] = ()) -> list[str]:
@@ -274,9 +349,11 @@ def datasets_of(graph: Graph, configs: Configs, instance: Instance, through: Seq
 
     through: instances that feed it, to follow these alone.
     """
-    names: list[str] = []
+    names = [name for _, name in schema_names(configs.of(instance))]
+    sources = frozenset[str]().union(*(configs.sources(one) for one in through or [instance.id]))
+    if len(sources) < 2:  # none is nearer than another
+        return list(dict.fromkeys([*names, *sources]))
     todo, seen = deque(through or [instance.id]), set(through or [instance.id])
-    names += [name for _, name in schema_names(configs.of(instance))]
     while todo:
         current = graph.instances[todo.popleft()]
         outs = graph.nodes[current.node].component.outputs.values()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Progress of a run: live lines at a terminal, plain lines elsewhere. Counts, names of tasks and seconds only."""
+"""Progress of a run: live lines at a terminal, plain lines elsewhere. Counts, names of tasks, rates and seconds only."""
 
 import shutil
 import threading
@@ -7,6 +7,8 @@ import time
 from typing import TextIO
 
 from osmotic.runtime.graph import Instance
+from osmotic.runtime.pace import Pace
+from osmotic.schemas.terminal import harmless
 
 EVERY = 10.0  # seconds between plain lines of one long task
 
@@ -22,6 +24,7 @@ class Console:
         self.start = time.monotonic()
         self.last: dict[str, float] = {}
         self.current: dict[str, str] = {}
+        self.paces: dict[tuple[str, str], Pace] = {}
 
     def started(self, total: int) -> None:
         """Remember how many tasks there are."""
@@ -34,6 +37,7 @@ class Console:
             self.done += 1
             self.cached += cached
             self.current.pop(instance.party, None)
+            self.paces.pop((instance.party, instance.id), None)
             if not cached:
                 self._line(f"[{self.done}/{self.total}] {instance.id} {seconds:.1f} s")
             elif self.done == self.total:
@@ -44,7 +48,9 @@ class Console:
         """Progress inside a task."""
         with self.lock:
             now = time.monotonic()
-            self.current[party] = f"{task} {done}/{total} {note}".strip()
+            pace = self.paces.setdefault((party, task), Pace())
+            pace.add(now, done, total, note)
+            self.current[party] = ", ".join(filter(None, (f"{task} {done}/{total} {note}".strip(), pace.text(note))))
             if self.live:
                 if now - self.last.get("", 0.0) > 0.1:
                     self.last[""] = now
@@ -56,11 +62,11 @@ class Console:
 
     def _line(self, text: str) -> None:
         clear = "\r\x1b[K" if self.live else ""
-        print(f"{clear}{time.monotonic() - self.start:6.1f}s {text}", file=self.stream, flush=True)
+        print(f"{clear}{time.monotonic() - self.start:6.1f}s {harmless(text)}", file=self.stream, flush=True)
 
     def _show(self) -> None:
         if self.live and self.current:
-            text = "  |  ".join(self.current[p] for p in sorted(self.current))
+            text = harmless("  |  ".join(self.current[p] for p in sorted(self.current))).replace("\n", " ")
             width = shutil.get_terminal_size().columns - 1  # one line: a longer one could not be cleared
             print(f"\r\x1b[K{text[:width]}", end="", file=self.stream, flush=True)
         elif self.live:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a running component gets from its site: streams, models, data, releases, journal. Implements `contract.Context`."""
 
+import functools
 import hashlib
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,19 +33,30 @@ class SiteContext:
     """The context of one task at one site."""
 
     def __init__(
-        self, *, party: str, task: str, key: str, seed: str, noise_seed: int | None, label: Label, lineage: list[str],
-        datasets: Datasets, releaser: Releaser, ledger: Ledger, store: Store, models: Callable[[str, Callable[[], Label]], Any],
+        self, *, party: str, task: str, key: str, seed: str, noise_seed: int | None, label: Label,
+        lineage: Callable[[], list[str]], datasets: Datasets, releaser: Releaser, ledger: Ledger, store: Store,
+        models: Callable[[str, Callable[[], Label]], Any],
         progress: Callable[[int, int, str], None], source: str | None = None, own_models: Models | None = None,
-        question: str = "", private_inputs: int = 0, seen: Sequence[str] = (),
+        question: Callable[[], str] | None = None, private_inputs: int = 0, seen: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self._party, self._task, self._key, self._seed = party, task, key, seed
-        self._noise_seed, self._label, self._lineage = noise_seed, label, lineage
+        self._noise_seed, self._label, self._lineage_of = noise_seed, label, lineage
         self._datasets, self._releaser, self._ledger, self._store = datasets, releaser, ledger, store
         self._models, self._progress, self._source = models, progress, source
-        self._own_models, self._question, self._private_inputs = own_models, question or task, private_inputs
+        self._own_models, self._question_of, self._private_inputs = own_models, question, private_inputs
         self._seen = sorted(seen)  # digests of the inputs that are not private
         self._run_task = f"{ledger.folder.parent.parent.name}: {task}"
         self.made: dict[str, str] = {}  # digest -> reference of what this very task released
+
+    @functools.cached_property
+    def _lineage(self) -> list[str]:
+        """The data sets that the task descends from, nearest first."""
+        return self._lineage_of()
+
+    @functools.cached_property
+    def _question(self) -> str:
+        """What the plan says of the task and of all before it: made where something noisy is asked for, and not before."""
+        return self._question_of() if self._question_of else self._task
 
     @property
     def label(self) -> Label:
@@ -97,7 +109,9 @@ class SiteContext:
         dataset = self._own_dataset()
         self._check_fields(records, fields)
         schema, base = self._datasets.schema(dataset), self._datasets.base
-        prepared = self._releaser.prepare(mechanism, fields, schema, base, certified=True, models=self._own_models)
+        prepared = self._releaser.prepare(
+            mechanism, fields, schema, base, certified=True, models=self._own_models, progress=self._progress
+        )
         wanted = None if chosen is None else self._chosen(*chosen, dataset)
         self._check_given(records, fields, dataset, wanted)
         released, key, made = self._releaser.release(

@@ -55,18 +55,35 @@ class Datasets:
         """Its file; raises DataError when it is missing."""
         binding = self.binding(name)
         try:
-            return resolve(binding.path, self.base)
+            found = resolve(binding.path, self.base)
         except ConfigError as error:
             first = error.problems[0]
             bind = f"bind it: osmotic run ... --bind {name}=FILE"
             fix = bind if binding.path == "???" else first.fix or f"correct 'path' in the site file, or {bind}"
             what = f"the file of {name!r} is not there: {first.what}"
             raise DataError(Problem(what, path=f"{self.party}.data.{name}.path", why=first.why, fix=fix)) from error
+        self._inside(name, binding.path)
+        return found
+
+    def _inside(self, name: str, reference: str) -> None:
+        """Raise DataError where a relative path leads out of the folder that it is below, by a symbolic link."""
+        if Path(reference).is_absolute() or reference.startswith("osmotic:") or ".." in Path(reference).parts:
+            return  # the site file itself says where it lies
+        real, base = (self.base / reference).resolve(), self.base.resolve()
+        if not real.is_relative_to(base):
+            what = f"the file of {name!r} is reached by a symbolic link out of the folder of the site file"
+            why = f"{reference} leads to {real}: whoever may write to the folder would choose what is read"
+            fix = f"if it is meant, name the file itself: path: {real}"
+            raise DataError(Problem(what, path=f"{self.party}.data.{name}.path", why=why, fix=fix))
 
     def load(self, name: str) -> tuple[Records, RecordSchema]:
         """Its records and schema; raises DataError with every problem found."""
-        binding, schema = self.binding(name), self.schema(name)
-        return load_records(self.path(name), schema, binding.map, binding.rows), schema
+        binding, schema, path = self.binding(name), self.schema(name), self.path(name)
+        records = load_records(path, schema, binding.map, binding.rows)
+        if not len(records):
+            fix = "a party without data is left out of the pipeline's parties"
+            raise DataError(Problem("the file has no records", str(path), f"{self.party}.data.{name}", fix=fix))
+        return records, schema
 
     def size(self, name: str) -> int:
         """How many records it has, read once for each content; raises DataError as `load` does."""
@@ -85,7 +102,13 @@ class Datasets:
         """What its content depends on: the file, the rows and fields taken, the schema."""
         binding = self.binding(name)
         taken = {"rows": binding.rows, "map": binding.map, "schema": self.schema(name).model_dump(mode="json")}
-        return fingerprint([file_digest(self.path(name)), taken])
+        path = self.path(name)
+        try:
+            return fingerprint([file_digest(path), taken])
+        except OSError as error:
+            what, fix = f"the file of {name!r} cannot be read", "let this user read it: chmod u+r"
+            where = f"{self.party}.data.{name}.path"
+            raise DataError(Problem(what, str(path), where, error.strerror or type(error).__name__, fix)) from error
 
 
 def check_distinct(policy: SitePolicy, base: Path, party: str) -> None:

@@ -22,6 +22,12 @@ def own_folder(folder: Path) -> Path:
     return folder
 
 
+def own_file(path: Path) -> None:
+    """A file that its owner alone can read, made where it is not there."""
+    with disk(path):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+
+
 @contextlib.contextmanager
 def alone(path: Path, wait: Callable[[], None]) -> Iterator[None]:
     """One process at a time is inside; `wait` is called where another one is. A kill gives the lock back."""

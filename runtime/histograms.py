@@ -46,7 +46,7 @@ def histogram(
         )
     content = sorted([row["id"], row[field]] for row in records)
     parts = ["histogram", dataset, field, list(domain), noise.model_dump(), seed, content]
-    lookup = events.ledger.secret_hash(parts)
+    lookup = events.ledger.whole_hash(parts)
     payload = events.stored(lookup)
     event: dict[str, Any] = event_of(noise)
     if payload is None:

@@ -9,26 +9,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from osmotic.runtime.comparing import changes, reason
 from osmotic.schemas.messages import fingerprint
 
 RELEVANT = ("numpy", "pyarrow", "safetensors", "torch", "transformers", "peft", "tokenizers", "jinja2")
 RULES = 1  # raised whenever the rules by which labels are computed change: everything is then computed anew
-REASONS = {
-    "component": "another component",
-    "code": "new code",
-    "config": "changed config",
-    "inputs": "changed input",
-    "models": "changed model",
-    "data": "changed data",
-    "seed": "changed seed",
-    "noise": "changed noise seed",
-    "mechanism": "changed mechanism or table",
-    "schemas": "changed data",
-    "environment": "changed versions",
-    "osmotic": "another version of osmotic",
-    "threads": "changed threads",
-    "ledger": "another ledger",
-}
 
 
 def key_of(facts: dict[str, Any]) -> str:
@@ -40,8 +25,8 @@ def why(before: dict[str, Any] | None, now: dict[str, Any]) -> str:
     """In a few words, why a task has to run: what differs from the facts of its last run."""
     if before is None:
         return "first run"
-    changed = [REASONS.get(name, name) for name in now if before.get(name) != now[name]]
-    return ", ".join(changed) if changed else "its outputs are missing"
+    found = dict.fromkeys(reason(change) for change in changes(before, now))
+    return ", ".join(found) if found else "its outputs are missing"
 
 
 @functools.lru_cache(maxsize=1)

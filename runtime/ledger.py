@@ -4,26 +4,27 @@
 The vault (``ledger.sqlite``: releases, charges, random ids, cards) holds for every run over the same data, so it may lie
 elsewhere; the run's own file (``run.sqlite``) has crossings, finished tasks and journals. Releases and charges are kept for
 good; charges and crossings are append-only, each row hash-chained to the one before. WAL mode with ``synchronous=FULL``: what
-was committed survives a kill and a power cut; journal entries of answers survive a kill at once, and a power cut may take those
-since the last sync, of which there is one every quarter of a second while entries keep coming. No transaction writes to both
-files. Files of an older format are brought up to date in place, in one transaction; newer ones are left untouched.
+was committed survives a kill and a power cut; journal entries of answers, and short tasks that had none, survive a kill at
+once, and a power cut may take those since the last sync, of which there is one every quarter of a second while they keep
+coming. No transaction writes to both files. Files of an older format are brought up to date in place, in one transaction;
+newer ones are left untouched.
 """
 
 import contextlib
-import fcntl
 import hashlib
-import hmac
 import json
 import math
 import os
 import sqlite3
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from osmotic.runtime.durable import own_file
+from osmotic.runtime.keyring import SIZE, Keyring, Use, alone, known_keys, read_keys
 from osmotic.runtime.migrating import migrate
+from osmotic.runtime.remembering import check_whole, note_charged
 from osmotic.runtime.store import disk
 from osmotic.schemas.artifacts import canonical
 from osmotic.schemas.errors import Problem, StoreError
@@ -77,7 +78,9 @@ class Ledger:
 
     def __init__(self, folder: Path, passing: bool = False, vault: Path | None = None) -> None:
         self.folder = folder
+        self._use: Use | None = None
         self._synced = -math.inf
+        self._hurry = self._hurries = False  # whether the next transaction need not wait; whether the file is set so
         self.run_path = folder / "run.sqlite"
         try:
             self._open(passing, vault)
@@ -92,24 +95,33 @@ class Ledger:
         if not passing:
             with disk(self.folder):
                 self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            own_file(self.run_path)
         place = ":memory:" if passing and not self.run_path.is_file() else str(self.run_path)
         self.db = sqlite3.connect(place, timeout=30, isolation_level=None, check_same_thread=False)
         self.vault = self._find(vault)
         self.path = self.vault / "ledger.sqlite"
         there = self.path.is_file()
+        check_whole(self.vault, there)
         if passing and not there:
-            self.key = os.urandom(32)
+            self.keys = Keyring(os.urandom(SIZE))
         else:
             with disk(self.vault):
                 self.vault.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.key = _secret(self.vault / "key", may_make=not there)
+            self._use = None if passing else Use(self.vault)
+            self.keys = read_keys(self.vault / "key", may_make=not there)
+            if not passing:
+                own_file(self.path)
         self.db.execute("ATTACH ? AS vault", (":memory:" if passing and not there else str(self.path),))
-        with _alone(None if passing and not there else self.vault / "key"):
+        with alone(None if passing and not there else self.vault / "key"):
             for name in ("main", "vault"):
                 self.db.execute(f"PRAGMA {name}.journal_mode=WAL")
                 self.db.execute(f"PRAGMA {name}.synchronous=FULL")
             self._check_version("vault", VAULT_TABLES, self.path)
             self._check_version("main", RUN_TABLES, self.run_path)
+            row = self.db.execute("SELECT value FROM vault.meta WHERE name='key'").fetchone()
+            self.keys = known_keys(self.vault / "key", self.keys, row[0] if row else None, mend=not passing)
+            if row is None and not passing:
+                self.db.execute("INSERT OR IGNORE INTO vault.meta VALUES ('key', ?)", (self.keys.check,))
         if not passing:
             self.remember("vault", "" if self.vault == self.folder else str(self.vault.resolve()))
 
@@ -127,11 +139,13 @@ class Ledger:
     def close(self) -> None:
         """Close the database."""
         self.db.close()
+        if self._use is not None:
+            self._use.end()
 
     def _drop(self) -> None:
         """Let go of a database that cannot be used."""
         if hasattr(self, "db"):
-            self.db.close()
+            self.close()
 
     def _check_version(self, name: str, tables: str, path: Path) -> None:
         """Make the tables of a new file; a newer file is left untouched. A file of this version is only read."""
@@ -161,6 +175,9 @@ class Ledger:
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """One write transaction: all or nothing, durable when it returns. Nobody else writes to either file meanwhile."""
         try:
+            if self._hurries != self._hurry:
+                self._hurries = self._hurry
+                self.db.execute(f"PRAGMA main.synchronous={'NORMAL' if self._hurry else 'FULL'}")
             self.db.execute("BEGIN IMMEDIATE")
             try:
                 yield self.db
@@ -181,20 +198,21 @@ class Ledger:
             raise _problem(self.path, error) from error
 
     @contextlib.contextmanager
-    def hurried(self) -> Iterator[None]:
+    def hurried(self, wait: bool = False) -> Iterator[None]:
         """Transactions inside survive a kill. Only the first one SYNC_EVERY seconds after the last sync waits for the disk: a
-        power cut may take what came since. For answers that could be had again, never for releases, charges or crossings.
+        power cut may take what came since. For answers that could be had again and for short tasks that could be done again,
+        never for releases, charges or crossings. wait: this one waits in any case.
         """
         moment = time.monotonic()
-        if moment - self._synced >= SYNC_EVERY:
+        if wait or moment - self._synced >= SYNC_EVERY:
             yield
             self._synced = moment
             return
-        self.db.execute("PRAGMA main.synchronous=NORMAL")
+        self._hurry = True
         try:
             yield
         finally:
-            self.db.execute("PRAGMA main.synchronous=FULL")
+            self._hurry = False
 
     def query(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """All rows of a reading statement."""
@@ -204,12 +222,16 @@ class Ledger:
             raise _problem(self.path, error) from error
 
     def secret_hash(self, value: Any) -> str:
-        """HMAC-SHA-256 of a JSON value under this party's secret key: look-up keys that tell nothing to others."""
+        """HMAC-SHA-256 of a JSON value under this party's secret keys: look-up keys that tell nothing to others."""
         return self.keyed_hash(canonical(value))
 
     def keyed_hash(self, content: bytes) -> str:
         """`secret_hash` of the value whose canonical JSON this is."""
-        return hmac.digest(self.key, content, "sha256").hex()
+        return self.keys.document(content)
+
+    def whole_hash(self, value: Any) -> str:
+        """The same for what is asked of a data set as a whole: under the first key, which a rotation leaves as it is."""
+        return self.keys.first(canonical(value))
 
     # ---- chains ----
 
@@ -243,6 +265,7 @@ class Ledger:
         }  # fmt: skip
         values = (edge, digest, direction, canonical(entries).decode())
         with self.transaction() as db:
+            note_charged(self, db)
             self.append(db, "crossings", body)
             db.execute("INSERT OR REPLACE INTO crossed VALUES (?,?,?,?)", values)
 
@@ -282,6 +305,11 @@ class Ledger:
         rows = self.query("SELECT value FROM main.meta WHERE name=?", (name,))
         return str(rows[0][0]) if rows else None
 
+    def recall_vault(self, name: str) -> str | None:
+        """A note of the vault, or None."""
+        rows = self.query("SELECT value FROM vault.meta WHERE name=?", (name,))
+        return str(rows[0][0]) if rows else None
+
     def chain_problems(self) -> list[str]:
         """Rows whose hash does not follow from the one before: somebody changed history."""
         problems = []
@@ -301,12 +329,25 @@ class Ledger:
         rows = self.query("SELECT outputs FROM tasks WHERE key=?", (key,))
         return json.loads(rows[0][0]) if rows else None
 
-    def finish(self, key: str, outputs: dict[str, Any], seconds: float, instance: str, facts: dict[str, Any]) -> None:
-        """Remember a finished task and the instance that it was, and forget its journal."""
-        with self.transaction() as db:
+    def finish(
+        self, key: str, outputs: dict[str, Any], seconds: float, instance: str, facts: dict[str, Any] | str,
+        sync: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        """Remember a finished task and the instance that it was, and forget its journal. facts: or their canonical JSON.
+
+        sync: brings the outputs to the disk. Tasks that had a journal, or took SYNC_EVERY seconds, are on the disk when this
+        returns, their outputs first. Others survive a kill at once; a power cut may take the latest of them, or their outputs,
+        which is seen by the digests: they are done again.
+        """
+        journal = bool(self.query("SELECT 1 FROM journal WHERE task=? LIMIT 1", (key,)))
+        if wait := journal or seconds >= SYNC_EVERY:
+            sync()
+        with self.hurried(wait), self.transaction() as db:
             db.execute("INSERT OR REPLACE INTO tasks VALUES (?,?,?)", (key, canonical(outputs).decode(), seconds))
-            db.execute("INSERT OR REPLACE INTO instances VALUES (?,?,?)", (instance, key, canonical(facts).decode()))
-            db.execute("DELETE FROM journal WHERE task=?", (key,))
+            text = facts if isinstance(facts, str) else canonical(facts).decode()
+            db.execute("INSERT OR REPLACE INTO instances VALUES (?,?,?)", (instance, key, text))
+            if journal:
+                db.execute("DELETE FROM journal WHERE task=?", (key,))
 
     def forget(self, key: str) -> None:
         """Forget a finished task (its artifacts are damaged): it runs again."""
@@ -317,6 +358,11 @@ class Ledger:
         """Remember which finished task an instance of the plan stands for, and what its key was made of."""
         with self.transaction() as db:
             db.execute("INSERT OR REPLACE INTO instances VALUES (?,?,?)", (instance, key, canonical(facts).decode()))
+
+    def bound_key(self, instance: str) -> str | None:
+        """Key of the finished task that an instance stood for in its last run."""
+        rows = self.query("SELECT key FROM instances WHERE id=?", (instance,))
+        return str(rows[0][0]) if rows else None
 
     def bound(self, instance: str) -> tuple[str, dict[str, Any]] | None:
         """(key, facts) of an instance, as of its last run."""
@@ -341,46 +387,6 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-@contextlib.contextmanager
-def _alone(key: Path | None) -> Iterator[None]:
-    """Only one process at a time makes or looks over the files of a vault."""
-    if key is None:
-        yield
-        return
-    with disk(key), key.open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _secret(path: Path, may_make: bool) -> bytes:
-    with disk(path):
-        if path.exists():
-            key = path.read_bytes()
-            if len(key) != 32:
-                raise StoreError(Problem("the secret key file is damaged", str(path), fix="restore it from your backup"))
-            return key
-        if not may_make:
-            fix = "restore it from your backup; without it stored releases cannot be found and would be charged again"
-            raise StoreError(Problem("the secret key of this ledger is missing", str(path), fix=fix))
-        return _make_secret(path)
-
-
-def _make_secret(path: Path) -> bytes:
-    """A new key, whole or not there at all; of two processes that make one, the first wins."""
-    key = os.urandom(32)
-    descriptor, temporary = tempfile.mkstemp(prefix=".key-", dir=path.parent)  # readable by its owner only
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(key)
-            file.flush()
-            os.fsync(file.fileno())
-        with contextlib.suppress(FileExistsError):
-            os.link(temporary, path)
-    finally:
-        Path(temporary).unlink()
-    return path.read_bytes()
-
-
 def _problem(path: Path, error: sqlite3.Error) -> StoreError:
     text = str(error)
     if "locked" in text or "busy" in text:
@@ -388,7 +394,7 @@ def _problem(path: Path, error: sqlite3.Error) -> StoreError:
     if "full" in text or "disk I/O" in text:
         fix = "free some space and run again: nothing was released or lost"
         return StoreError(Problem("the disk is full or failing", str(path), why=text, fix=fix))
-    if "malformed" in text or "not a database" in text:
+    if "malformed" in text or "not a database" in text or "unable to open" in text:
         fix = "restore it from a backup; releases are never made anew silently"
         return StoreError(Problem("the ledger is corrupt", str(path), why=text, fix=fix))
     return StoreError(Problem(f"the ledger cannot be used: {text}", str(path)))

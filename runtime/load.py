@@ -9,7 +9,9 @@ from typing import Any
 
 from osmotic.schemas.errors import ConfigError, Problem
 from osmotic.schemas.pipeline import Pipeline
-from osmotic.schemas.source import Key, Source, did_you_mean, parse, read, validate
+from osmotic.schemas.source import Key, Source, did_you_mean, parse, read, read_text, validate
+
+SHOWN = 120  # characters of an option in a message
 
 
 @dataclass
@@ -65,12 +67,7 @@ def sites_file(reference: Path) -> Path:
 def load(reference: str, overrides: tuple[str, ...] = ()) -> Loaded:
     """Load by path or shipped name."""
     path, overrides = find(reference), expanded(overrides)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError):
-        read(path)  # says what is wrong and where
-        raise
-    return load_text(text, path.name, overrides, path.resolve().parent)
+    return load_text(read_text(path, str(path)), path.name, overrides, path.resolve().parent)
 
 
 def expanded(overrides: tuple[str, ...]) -> tuple[str, ...]:
@@ -83,6 +80,9 @@ def expanded(overrides: tuple[str, ...]) -> tuple[str, ...]:
 
 def _of_file(reference: str) -> list[str]:
     path = shipped(".set.yaml").get(reference, Path(reference))
+    if not path.exists():
+        fix = did_you_mean(reference, shipped(".set.yaml"))
+        raise ConfigError(Problem(f"--set @{reference}: no such file, and no shipped settings of that name", fix=fix))
     source = read(path, path.name)
     if not isinstance(source.value, dict):
         what = f"{path.name} is not a mapping of keys to values"
@@ -93,6 +93,10 @@ def _of_file(reference: str) -> list[str]:
 def load_text(text: str, name: str, overrides: tuple[str, ...] = (), folder: Path | None = None) -> Loaded:
     """Load from text (as a site receives it)."""
     parsed = parse(text, name)
+    if isinstance(parsed.value, dict) and "osmotic_sites" in parsed.value and "tasks" not in parsed.value:
+        what, why = "this is a file of site policies, not a pipeline", "it has the key 'osmotic_sites'"
+        fix = "name the pipeline; this file goes to --sites"
+        raise ConfigError(Problem(what, parsed.where(("osmotic_sites",)), why=why, fix=fix))
     source = Overridden(parsed.name, parsed.value, parsed.marks)
     for option in overrides:
         _apply(source, option)
@@ -102,9 +106,11 @@ def load_text(text: str, name: str, overrides: tuple[str, ...] = (), folder: Pat
 def _apply(source: Overridden, option: str) -> None:
     """Set one key of a parsed document: the value is YAML as in the file itself."""
     dotted, equals, text = option.partition("=")
+    option = option if len(option) <= SHOWN else f"{option[:SHOWN]}..."
     keys = dotted.split(".")
     if not equals or not all(keys):
-        raise ConfigError(Problem(f"--set {option}: write it as path.to.key=value"))
+        fix = "write it as path.to.key=value, e.g. tasks.student.config.steps=60"
+        raise ConfigError(Problem(f"--set {option}: this says no key and value", fix=fix))
     value = _value(option, text)
     target = source.value
     path: Key = ()
@@ -124,8 +130,9 @@ def _value(option: str, text: str) -> Any:
     try:
         found = parse(f"- {text}", "value").value
     except ConfigError as error:
-        why = error.problems[0].what
-        raise ConfigError(Problem(f"--set {option}: the value is not valid YAML", why=why, fix="quote it")) from error
+        why = error.problems[0].what.removeprefix("not valid YAML: ")
+        fix = f"quote it for YAML and for the shell: --set '{option.partition('=')[0]}=\"...\"'"
+        raise ConfigError(Problem(f"--set {option}: the value is not valid YAML", why=why, fix=fix)) from error
     if not isinstance(found, list) or len(found) != 1:
         raise ConfigError(Problem(f"--set {option}: give one value", fix="quote it"))
     return found[0]
@@ -138,7 +145,7 @@ def _next(target: Any, keys: list[str], option: str, path: Key) -> tuple[str | i
             return int(keys[0]), keys[1:]
         raise _nothing(option, path, f"{keys[0]!r} is no place in a list of {len(target)}", "places count from 0")
     if not isinstance(target, dict):
-        raise _nothing(option, path, f"{'.'.join(map(str, path))} is a value, not a mapping", "")
+        raise _nothing(option, (), f"{'.'.join(map(str, path))!r} is a value: there is nothing in it", "set the whole value")
     for cut in range(len(keys), 0, -1):
         joined = ".".join(keys[:cut])
         if joined in target:

@@ -55,7 +55,7 @@ def send(site: Site, consumer: str, producer: str, port: str, have: str) -> tupl
     if have == ref.digest and known and known[0] == (ref.digest, canonical(label.to_json()).decode()):
         return ref.digest, b""
     files = site.store.files(ref.kind, ref.digest)
-    _check_bytes(site, ref, label)
+    check_bytes(site, ref, label)
     blob = Envelope(identity, site.party, edge.receiver, ref.kind, label, files).pack()
     _record(site, identity, edge, ref, label, len(blob), "out")
     return ref.digest, blob
@@ -76,7 +76,7 @@ def crossing_label(site: Site, edge: Edge, ref: Ref) -> Label:
     return label
 
 
-def _check_bytes(site: Site, ref: Ref, label: Label) -> None:
+def check_bytes(site: Site, ref: Ref, label: Label) -> None:
     """Records that descend from this party's data carry its random ids, or running numbers, whatever the label says."""
     mine = any(entry.owner == site.party for entry in label.entries)
     if ref.kind != Records.kind or not mine:

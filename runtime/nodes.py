@@ -11,7 +11,7 @@ from osmotic.schemas.pipeline import Patch, Repeat, Scalar, TaskSpec
 from osmotic.schemas.source import Key
 
 Cell = tuple[tuple[str, Scalar], ...]
-PLACEHOLDER = re.compile(r"\$\{([a-z]+)\.([a-z0-9_-]+)\}")
+PLACEHOLDER = re.compile(r"\$\{([a-z]+)\.([A-Za-z0-9_-]+)\}")
 
 
 @dataclass(frozen=True, slots=True)

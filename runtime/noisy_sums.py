@@ -50,8 +50,8 @@ def noisy_sum(
     for update in updates:
         total.add(update)
     content = _content(total)
-    lookup = events.ledger.secret_hash(["noisy sum", question, asked.clip, multiplier, seed, content])
-    sums, payload = Store(events.ledger.vault / "sums"), events.stored(lookup)
+    lookup = events.ledger.whole_hash(["noisy sum", question, asked.clip, multiplier, seed, content])
+    sums, payload = Store(events.ledger.vault / "sums", synced=True), events.stored(lookup)
     if payload is None:
         with events.ledger.reading() as db:
             events.check(db, CLIENTS, event)

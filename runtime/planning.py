@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from osmotic.plugins.accounting import CLASSES
-from osmotic.runtime import flow, membrane, memory, record_asks
+from osmotic.runtime import estimating, flow, membrane, memory, record_asks
+from osmotic.runtime.absence import lacks
 from osmotic.runtime.accounts import largest_of_kind
 from osmotic.runtime.asking import asked_by, is_feedback, is_release
 from osmotic.runtime.charging import EPSILON, budget_of, cap_of, class_of_unit
@@ -16,48 +17,79 @@ from osmotic.runtime.composition import RecordEvents
 from osmotic.runtime.graph import Graph, Instance
 from osmotic.runtime.ledger import Ledger
 from osmotic.runtime.preparing import TEXTS, Prepared, seconds_missing
+from osmotic.runtime.service import Service
 from osmotic.runtime.site import Site
+from osmotic.runtime.stopping import Stops
 from osmotic.runtime.totals import chosen, rounds_of
 from osmotic.schemas.errors import Problem
+
+STOPPED = "not needed: its repeat stopped before"
+FINISHED = ("cached", STOPPED)
+NONE = {"count": 0, "bytes": 0, "known": 0}
 
 
 def describe(
     graph: Graph, configs: Configs, sites: Mapping[str, Site], inferred: flow.Flow, refusals: list[Problem]
 ) -> dict[str, Any]:
     """The plan as plain values. refusals: everything that any site has against it; then nothing more is looked up."""
-    states = {} if refusals else _states(graph, configs, sites)
+    states = {} if refusals else states_of(graph, configs, sites)
+    shapes = {} if refusals else estimating.shapes(graph, configs, sites)
     return {
         "pipeline": graph.pipeline.name,
         "parties": {role: list(parties) for role, parties in graph.pipeline.parties.items()},
         "tasks": _tasks(graph, states),
         "rounds": graph.sample(),
-        "crossings": _crossings(graph, inferred, sites),
+        "crossings": crossings(graph, inferred, sites, shapes),
+        "calls": estimating.calls(graph, configs, shapes, states, FINISHED),
         "budget": [] if refusals else _budget(graph, configs, sites),
         "memory": memory.estimate(graph, configs, sites),
         "refusals": [vars(p) for p in refusals],
-        "count": {"tasks": len(graph.instances), "cached": sum(s == "cached" for s in states.values())},
+        "count": {"tasks": len(graph.instances), "cached": sum(s in FINISHED for s in states.values())},
     }
 
 
-def _states(graph: Graph, configs: Configs, sites: Mapping[str, Site]) -> dict[str, str]:
-    """Instance -> 'cached' or why it runs. What depends on something that runs, runs (or is found equal then)."""
+def states_of(graph: Graph, configs: Configs, sites: Mapping[str, Site]) -> dict[str, str]:
+    """Instance -> 'cached', that its repeat stopped before, or why it runs. What depends on something that runs, runs (or is
+    found equal then).
+    """
     for site in sites.values():
         site.take(graph, configs)
     states: dict[str, str] = {}
+    stops, absent = Stops(graph), set[str]()
     for instance in graph.instances.values():
-        site = sites[instance.party]
-        pending = [e for e in instance.edges() if states.get(e.producer) != "cached"]
-        if pending:
-            states[instance.id] = f"after {graph.instances[pending[0].producer].node}"
-            continue
-        for edge in instance.edges():
-            if edge.crossing:
-                membrane.known(site, instance.id, edge.producer, edge.port)
-        refs, _, why = site.lookup(instance.id)
-        if refs is not None:
-            site.results[instance.id] = refs
-        states[instance.id] = why
+        needs = dict.fromkeys([*(edge.producer for edge in instance.edges()), *sorted(stops.needs(instance))])
+        pending = [one for one in needs if states.get(one) not in FINISHED]
+        stopped = stops.stopped(instance)
+        earlier = graph.before.get(instance.id, "") if stopped else ""
+        if (stopped and (not earlier or earlier in absent)) or lacks(graph, instance, absent):
+            absent.add(instance.id)
+            for party in {instance.party, *(consumer.party for consumer, _ in graph.consumers.get(instance.id, ()))}:
+                sites[party].leave_out(instance.id)
+            states[instance.id] = STOPPED
+        elif pending:
+            states[instance.id] = f"after {graph.instances[pending[0]].node}"
+        elif stopped:
+            sites[instance.party].alias(instance.id, earlier)
+            states[instance.id] = STOPPED
+        else:
+            states[instance.id] = _state(sites[instance.party], instance, stops)
     return states
+
+
+def _state(site: Site, instance: Instance, stops: Stops) -> str:
+    """Whether an instance is finished for inputs that are all there, or why not; a repeat that it ends is noted."""
+    for edge in site.instance(instance.id).edges():
+        if edge.crossing:
+            membrane.known(site, instance.id, edge.producer, edge.port)
+    refs, _, why = site.lookup(instance.id)
+    if refs is None:
+        return why
+    site.results[instance.id] = refs
+    if (port := stops.port(instance)) is not None:
+        reply, _ = Service(site, local=True).handle({"op": "until", "id": instance.id, "port": port}, b"")
+        if reply.get("stop"):
+            stops.at[instance.id] = instance.round or 1
+    return "cached"
 
 
 def _tasks(graph: Graph, states: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -67,7 +99,7 @@ def _tasks(graph: Graph, states: Mapping[str, str]) -> list[dict[str, Any]]:
         by_node.setdefault(instance.node, []).append(states.get(instance.id, "not checked"))
     for name, node in graph.nodes.items():
         found = by_node.get(name, [])
-        reasons = Counter(s for s in found if s != "cached")
+        reasons = Counter(s for s in found if s not in FINISHED)
         rows.append(
             {
                 "task": name,
@@ -75,14 +107,20 @@ def _tasks(graph: Graph, states: Mapping[str, str]) -> list[dict[str, Any]]:
                 "at": node.spec.at,
                 "axes": list(node.axes),
                 "instances": len(found),
-                "cached": found.count("cached"),
-                "why": [r for r, _ in reasons.most_common(3)],
+                "cached": sum(s in FINISHED for s in found),
+                "not_needed": found.count(STOPPED),
+                "why": sorted((r for r, _ in reasons.most_common()), key=lambda r: r.startswith("after "))[:3],
             }
         )
     return rows
 
 
-def _crossings(graph: Graph, inferred: flow.Flow, sites: Mapping[str, Site]) -> list[dict[str, Any]]:
+def crossings(
+    graph: Graph, inferred: flow.Flow, sites: Mapping[str, Site], shapes: Mapping[str, estimating.Shape]
+) -> list[dict[str, Any]]:
+    """One row an edge, direction and label. bytes: of the `known` ones, as they last crossed; estimate: of all, None where
+    nothing can be said.
+    """
     rows: dict[tuple[str, str, str, str], dict[str, Any]] = {}
     sizes: dict[str, dict[str, int]] = {party: _sizes(site.ledger) for party, site in sites.items()}
     for instance, edge in graph.crossings():
@@ -91,22 +129,34 @@ def _crossings(graph: Graph, inferred: flow.Flow, sites: Mapping[str, Site]) -> 
         sender, receiver = graph.role_of[edge.sender], graph.role_of[edge.receiver]
         key = (edge.name, sender, receiver, label.word)
         fresh = {"edge": edge.name, "from": sender, "to": receiver, "kind": kind, "label": label.word, "waive": edge.waive}
-        row = rows.setdefault(key, {**fresh, "count": 0, "bytes": 0, "known": 0})
-        row["count"] += 1
+        row = rows.setdefault(key, {**fresh, **NONE, "_guessed": []})
         size = sizes.get(edge.sender, {}).get(membrane.edge_id(edge, instance.id))
-        if size is not None:
-            row["bytes"] += size
-            row["known"] += 1
+        _count(row, size, estimating.size_of(kind, shapes.get(edge.producer)))
     for call in inferred.calls:
         name, sender, origin = f"model {call.model}", graph.role_of[call.sender], call.address.origin
         fresh = {"edge": name, "from": sender, "to": origin, "kind": "call", "label": call.label.word, "waive": None}
-        row = rows.setdefault((name, sender, origin, call.label.word), {**fresh, "count": 0, "bytes": 0, "known": 0})
-        row["count"] += 1
-        size = sizes.get(call.sender, {}).get(f"{call.task}=>{call.model}.generate")
-        if size is not None:
-            row["bytes"] += size
-            row["known"] += 1
-    return list(rows.values())
+        row = rows.setdefault((name, sender, origin, call.label.word), {**fresh, **NONE, "_guessed": []})
+        _count(row, sizes.get(call.sender, {}).get(f"{call.task}=>{call.model}.generate"), None)
+    return [_estimated(row) for row in rows.values()]
+
+
+def _count(row: dict[str, Any], size: int | None, guess: int | None) -> None:
+    """Add one crossing: its size when it last happened, else what it may be."""
+    row["count"] += 1
+    if size is None:
+        row["_guessed"].append(guess)
+    else:
+        row["bytes"] += size
+        row["known"] += 1
+
+
+def _estimated(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with the bytes of all its crossings: those that never happened are like the others, else as their rows say."""
+    guessed: list[int | None] = row.pop("_guessed")
+    like = row["bytes"] / row["known"] if row["known"] else None
+    sizes = [like if like is not None else guess for guess in guessed]
+    total = None if None in sizes else row["bytes"] + round(sum(size for size in sizes if size is not None))
+    return {**row, "estimate": total}
 
 
 def _sizes(ledger: Ledger) -> dict[str, int]:

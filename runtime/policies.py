@@ -13,7 +13,8 @@ from osmotic.plugins.host import Registry
 from osmotic.runtime.site import Site
 from osmotic.schemas.errors import ConfigError, Problem
 from osmotic.schemas.policy import SitePolicy, Sites
-from osmotic.schemas.source import read, validate
+from osmotic.schemas.problems import near
+from osmotic.schemas.source import Source, read, validate
 
 
 @dataclass(frozen=True)
@@ -50,16 +51,37 @@ def policies_of(parties: list[str], sites: Path | None, binds: tuple[str, ...] =
     """Read the policies. binds: ``NAME=FILE`` sets the path of a data set that a policy already binds (the operator's word)."""
     if sites is None:
         return Policies({party: SitePolicy() for party in parties}, Path(), None)
-    file = validate(Sites, read(sites))
+    source = read(sites)
+    if isinstance(source.value, dict) and "tasks" in source.value and "osmotic_sites" not in source.value:
+        what, why = "this is a pipeline, not a file of site policies", "it has the key 'tasks'"
+        fix = "--sites takes the file that begins with osmotic_sites: 1"
+        raise ConfigError(Problem(what, source.where(("tasks",)), why=why, fix=fix))
+    file = validate(Sites, source)
+    _misspelt(parties, source, list(file.parties))
     policies = {party: file.parties.get(party, SitePolicy()) for party in parties}
     for bind in binds:
         name, equals, path = bind.partition("=")
         bound = [party for party, policy in policies.items() if name in policy.data]
         if not equals or not path:
-            raise ConfigError(Problem(f"--bind {bind}: write it as NAME=FILE"))
+            fix = "write it as NAME=FILE, e.g. --bind records=mine.jsonl"
+            raise ConfigError(Problem(f"--bind {bind}: this says no name and file", fix=fix))
         for party in bound:
             policies[party] = _rebound(policies[party], name, str(Path(path).resolve()))
     return Policies(policies, sites.resolve().parent, sites, file.state)
+
+
+def _misspelt(parties: list[str], source: Source, known: list[str]) -> None:
+    """Raise ConfigError where a party of the plan has no policy and one is nearly named like it, which no party has."""
+    problems = []
+    spare = [name for name in known if name not in parties]
+    for party in (p for p in parties if p not in known):
+        for name in near(party, spare, 1) if len(parties) > 1 else ():
+            what = f"the plan has no party {name!r}"
+            why = f"and its party {party!r} has no policy: it would get none of its data"
+            fix = f"did you mean {party!r}? if not, add '{party}: {{}}'"
+            problems.append(Problem(what, source.where(("parties", name)), f"parties.{name}", why, fix))
+    if problems:
+        raise ConfigError(*problems)
 
 
 def check_binds(policies: Policies, binds: tuple[str, ...]) -> None:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Before a release: mechanisms built from what a pipeline says, checked against the site's policy, with valid privacy cards."""
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +24,8 @@ from osmotic.schemas.records import RecordSchema
 from osmotic.schemas.source import did_you_mean
 
 TEXTS = "for texts of equal released length"  # how many tokens a text has is not hidden
+
+Progress = Callable[[int, int, str], None]
 
 
 class Models(Protocol):
@@ -103,11 +106,12 @@ class Preparer:
 
     def prepare(
         self, mechanism: Mapping[str, Any], fields: Sequence[str], schema: RecordSchema, base: Path, certified: bool,
-        models: Models | None = None,
+        models: Models | None = None, progress: Progress = lambda done, total, note: None,
     ) -> Prepared:  # fmt: skip
         """Build the mechanisms and check the policy. Raises ConfigError or RefusedError.
 
-        certified: every mechanism gets a valid card now (needed before anything is released); else missing ones are named.
+        certified: every mechanism gets a valid card now (needed before anything is released), with progress; else missing ones
+        are named.
         """
         name = split(mechanism)[0]
         unknown = [f for f in fields if f not in schema.fields]
@@ -126,7 +130,7 @@ class Preparer:
         parts = [part.guarantee() for part in made.document.parts()] if made.document is not None else []
         for cls in classes_of(self.registry, mechanism):
             allowed(self.policy, cls.name, code_digest(cls), max(claim.epsilon for claim in parts or claims))
-        self._card_all(made, certified)
+        self._card_all(made, certified, progress)
         return made
 
     def token(self, mechanism: Mapping[str, Any], field: str, schema: RecordSchema, base: Path) -> Mechanism[Any]:
@@ -190,7 +194,7 @@ class Preparer:
 
     # ---- cards ----
 
-    def _card_all(self, made: Prepared, certified: bool) -> None:
+    def _card_all(self, made: Prepared, certified: bool, progress: Progress) -> None:
         """Cards of all mechanisms: made now if `certified`, else the missing ones are named."""
         names = made.fields if made.document is None else (made.name,)
         for i, (name, key, claim) in enumerate(zip(names, made.keys, made.claims, strict=True)):
@@ -206,8 +210,11 @@ class Preparer:
                 made.missing.append(name)
                 continue
             if card is None:
-                document = made.document
-                card = certify(made.mechanisms[i]) if document is None else certify_document(document, made.models)
+                if made.document is None:
+                    told = functools.partial(_tell, progress, f"symbols, certificate of {made.name}")
+                    card = certify(made.mechanisms[i], progress=told)
+                else:
+                    card = certify_document(made.document, made.models)
                 with self.ledger.transaction() as db:
                     db.execute("INSERT OR REPLACE INTO cards VALUES (?,?)", (key, card.model_dump_json()))
             self._check_card(card, claim)
@@ -270,3 +277,8 @@ def allowed(policy: SitePolicy, name: str, code: str, epsilon: float) -> None:
 
 def _no_model(name: str) -> Any:
     raise ConfigError(Problem(f"there is no model {name!r} here", path="mechanism"))
+
+
+def _tell(progress: Progress, note: str, done: int, total: int) -> None:
+    """A certificate's progress, as a task tells it."""
+    progress(done, total, note)

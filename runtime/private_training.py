@@ -80,7 +80,7 @@ def private_training(
     check_delta(events.cap(dataset), len(rows), dataset)
     rows = sorted(rows, key=lambda row: str(row["id"]))
     parts = ["training", dataset, asked.model_dump(), _said(job), stream, sorted(refs), seed, rows]
-    lookup = events.ledger.secret_hash(parts)
+    lookup = events.ledger.whole_hash(parts)
     before = events.stored(lookup)
     plan = plan_of(asked, len(rows)) if before is None else _plan(before)
     found = Asked(job, plan, dataset, lookup, task, None if seed is None else f"{seed}: {fingerprint(parts)}")
@@ -110,7 +110,7 @@ def _train(events: RecordEvents, asked: Asked, rows: Sequence[Row], folder: Path
     secret, together = _charged(events, asked, folder)
     examples = [asked.job.encode(row) for row in rows]
     done = train(asked.job, examples, asked.plan, secret, own_folder(folder / "state"), progress, together=together)
-    store = Store(events.ledger.vault / FOLDER)
+    store = Store(events.ledger.vault / FOLDER, synced=True)
     weights = Weights(done.tensors, {**asked.job.meta, "privacy": asked.describe()})
     log = Document({"privacy": asked.describe(), "records": len(rows), "steps": _finite(done.steps)})
     kept = {"weights": store.put(weights), "document": store.put(log)}
@@ -130,7 +130,7 @@ def _charged(events: RecordEvents, asked: Asked, folder: Path) -> tuple[bytes, i
             write_whole(file, os.urandom(SECRET))
             settle(folder, events.ledger.vault)
     secret = _secret(asked, file)
-    said = canonical({"plan": asked.plan.describe(), "secret": events.ledger.keyed_hash(b"training secret " + secret)}).decode()
+    said = canonical({"plan": asked.plan.describe(), "secret": events.ledger.keys.first(b"training secret " + secret)}).decode()
     if payload is None:
         with events.ledger.transaction() as db:
             event = training_event(asked.plan)

@@ -23,7 +23,7 @@ from osmotic.plugins.host import Registry
 from osmotic.runtime.charging import Costs, check_cap, check_costs, columns_of, costs_of
 from osmotic.runtime.drawing import Row, draw, encode_rows, entropy_of, random_id, random_ids
 from osmotic.runtime.ledger import Ledger, now
-from osmotic.runtime.preparing import Models, Prepared, Preparer
+from osmotic.runtime.preparing import Models, Prepared, Preparer, Progress
 from osmotic.schemas.artifacts import canonical, digest_of, json_text
 from osmotic.schemas.errors import ConfigError, Problem
 from osmotic.schemas.messages import fingerprint
@@ -32,7 +32,6 @@ from osmotic.schemas.records import RecordSchema
 
 CHUNK = 1000  # documents a transaction
 MOST_FEEDBACK = 30.0  # epsilon of a bit
-Progress = Callable[[int, int, str], None]
 Outcome = tuple[dict[str, str], Costs, list[int]]  # payload, costs, symbols a field
 
 
@@ -83,10 +82,10 @@ class Releaser:
 
     def prepare(
         self, mechanism: Mapping[str, Any], fields: Sequence[str], schema: RecordSchema, base: Path, certified: bool,
-        models: Models | None = None,
+        models: Models | None = None, progress: Progress = lambda done, total, note: None,
     ) -> Prepared:  # fmt: skip
         """Build the mechanisms and check the policy; see `Preparer.prepare`."""
-        return self.preparer.prepare(mechanism, fields, schema, base, certified, models)
+        return self.preparer.prepare(mechanism, fields, schema, base, certified, models, progress)
 
     def release(
         self, records: Records, prepared: Prepared, dataset: str, noise_seed: int | None, *, attempt: int = 1,
@@ -94,17 +93,18 @@ class Releaser:
     ) -> tuple[Records, Records, Made]:  # fmt: skip
         """(released, key, the registered set): see `Context.release`. Everything is durable when this returns."""
         wanted = self._identify(records, prepared, dataset, noise_seed, attempt)
-        found = self._found(prepared.parameters, list(dict(wanted)))
-        new = {pair[0]: row for row, pair in zip(records, wanted, strict=True) if pair[0] not in found}
-        rows = list(new.values())
-        encoded = encode_rows(rows, prepared)
-        asked: dict[str, list[Costs]] = {}
-        documents = dict(wanted)
-        for i, lookup in enumerate(new):
-            costs = prepared.costs(encoded.counts(i)) if encoded is not None else prepared.costs(())
-            asked.setdefault(documents[lookup], []).append(costs)
-        with self.ledger.reading() as db:
-            check_costs(db, self.policy, dataset, asked)
+        with self.ledger.snapshot():  # what is found and what was spent belong to one moment, whoever else is releasing
+            found = self._found(prepared.parameters, list(dict(wanted)))
+            new = {pair[0]: row for row, pair in zip(records, wanted, strict=True) if pair[0] not in found}
+            rows = list(new.values())
+            encoded = encode_rows(rows, prepared)
+            asked: dict[str, list[Costs]] = {}
+            documents = dict(wanted)
+            for i, lookup in enumerate(new):
+                costs = prepared.costs(encoded.counts(i)) if encoded is not None else prepared.costs(())
+                asked.setdefault(documents[lookup], []).append(costs)
+            with self.ledger.reading() as db:
+                check_costs(db, self.policy, dataset, asked)
         more = () if attempt == 1 else (attempt,)
         stream = None if noise_seed is None else (noise_seed, dataset, *more)
         work = Work(
@@ -141,11 +141,12 @@ class Releaser:
             (hashed(["feedback", dataset, row["id"], parameters, noise_seed]), hashed(["document", dataset, row["id"]]))
             for row in records
         ]
-        found = self._found(parameters, list(dict(wanted)))
-        new = {pair[0]: row for row, pair in zip(records, wanted, strict=True) if pair[0] not in found}
         documents = dict(wanted)
-        with self.ledger.reading() as db:
-            check_costs(db, self.policy, dataset, {documents[k]: [{"epsilon": float(epsilon)}] for k in new})
+        with self.ledger.snapshot():
+            found = self._found(parameters, list(documents))
+            new = {pair[0]: row for row, pair in zip(records, wanted, strict=True) if pair[0] not in found}
+            with self.ledger.reading() as db:
+                check_costs(db, self.policy, dataset, {documents[k]: [{"epsilon": float(epsilon)}] for k in new})
         lie = 1 / (1 + math.exp(epsilon))  # drawn exactly, however small: 1 - lie would round to 1
 
         def answer(start: int, some: list[Row]) -> list[Outcome]:

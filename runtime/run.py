@@ -8,7 +8,7 @@ import fcntl
 import heapq
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from osmotic.runtime.absence import lacks
 from osmotic.runtime.graph import Edge, Graph, Instance
 from osmotic.runtime.membrane import edge_id
+from osmotic.runtime.stopping import Stops
 from osmotic.runtime.store import disk
 from osmotic.runtime.transports.base import Header, Reply, Transport
 from osmotic.schemas.errors import (
@@ -33,7 +34,6 @@ from osmotic.schemas.errors import (
     RequireError,
     StoreError,
 )  # fmt: skip
-from osmotic.schemas.pipeline import Until
 
 FAMILIES: dict[str, type[OsmoticError]] = {
     Code.CONFIG: ConfigError,
@@ -140,11 +140,6 @@ def accept(transport: Transport, graph: Graph) -> None:
         raise RefusedError(*dict.fromkeys(problems))
 
 
-def _task_of(until: Until) -> str:
-    """The task (inside the repeat) whose metric decides."""
-    return until.metric.partition(":")[0].partition(".")[0]
-
-
 def settle(transport: Transport, graph: Graph) -> None:
     """Every party writes its own report, and gets the chain heads of all: rewriting history would take all of them."""
     for party in graph.role_of:
@@ -155,10 +150,11 @@ def settle(transport: Transport, graph: Graph) -> None:
 
 
 class Runner:
-    """Runs an accepted graph over a transport: one thread a party where the transport is parallel, else in plan order."""
+    """Runs an accepted graph over a transport: `jobs` threads a party where the transport is parallel, else in plan order."""
 
-    def __init__(self, graph: Graph, transport: Transport, watcher: Watcher) -> None:
-        self.graph, self.transport, self.watcher = graph, transport, watcher
+    def __init__(self, graph: Graph, transport: Transport, watcher: Watcher, jobs: int = 1) -> None:
+        self.graph, self.transport, self.watcher, self.jobs = graph, transport, watcher, jobs
+        self.begun: Callable[[Instance], None] = getattr(watcher, "begun", lambda instance: None)  # watchers may have it
         self.outcome = Outcome()
         self.order = {identity: i for i, identity in enumerate(graph.instances)}
         self.waiting: dict[str, set[str]] = {}
@@ -166,13 +162,10 @@ class Runner:
         self.ready: dict[str, list[tuple[int, str]]] = {party: [] for party in graph.role_of}
         self.deliveries: dict[str, list[tuple[str, Header, bytes]]] = {}
         self.held: dict[str, dict[str, str]] = {}
-        self.stops: dict[str, int] = {}
+        self.stops = Stops(graph)
         self.left = len(graph.instances)
         self.failure: BaseException | None = None
         self.condition = threading.Condition()
-        self.rounds: dict[tuple[str, int], list[Instance]] = {}
-        for instance in graph.instances.values():
-            self.rounds.setdefault((instance.node, instance.round or 0), []).append(instance)
 
     def run(self) -> Outcome:
         """Run everything; raises the first failure (after what was under way has ended)."""
@@ -192,10 +185,7 @@ class Runner:
         for party in self.graph.role_of:
             self.held[party] = ask(self.transport, party, {"op": "held"})[0]["held"]
         for instance in self.graph.instances.values():
-            needs = {edge.producer for edge in instance.edges()}
-            if gate := self._gate(instance):
-                needs |= {*gate, *([self.graph.before[instance.id]] if instance.id in self.graph.before else [])}
-            self.waiting[instance.id] = needs
+            needs = self.waiting[instance.id] = self.stops.needs(instance)
             for producer in needs:
                 self.dependents.setdefault(producer, []).append(instance.id)
             if not needs:
@@ -209,7 +199,8 @@ class Runner:
             self._guarded(identity)
 
     def _threads(self) -> None:
-        threads = [threading.Thread(target=self._loop, args=(party,), daemon=True) for party in self.ready]
+        parties = [party for party in self.ready for _ in range(self.jobs)]
+        threads = [threading.Thread(target=self._loop, args=(party,), daemon=True) for party in parties]
         for thread in threads:
             thread.start()
         try:
@@ -241,7 +232,7 @@ class Runner:
                 self.condition.notify_all()
 
     def _step(self, instance: Instance) -> None:
-        stopped, cached, seconds = self._stopped(instance), False, 0.0
+        stopped, cached, seconds = self.stops.stopped(instance), False, 0.0
         earlier = self.graph.before.get(instance.id, "") if stopped else ""
         absent = self._absent(instance, stopped, earlier)
         self._deliver(instance, self.deliveries.pop(instance.id, []), stopped or absent)
@@ -250,6 +241,7 @@ class Runner:
         elif stopped:
             ask(self.transport, instance.party, {"op": "alias", "id": instance.id, "earlier": earlier})
         else:
+            self.begun(instance)
             reply, _ = ask(self.transport, instance.party, {"op": "run", "id": instance.id})
             cached, seconds = bool(reply["cached"]), float(reply["seconds"])
             self._decide(instance)
@@ -268,7 +260,7 @@ class Runner:
         """Hand in what has crossed for an instance. For a round that may not be needed, nothing crosses before it is."""
         if stopped:
             return
-        if self._gate(instance):
+        if self.stops.gate(instance):
             edges = {edge_id(edge, instance.id): edge for edge in instance.edges() if self._goes(edge)}
             waiting = [*waiting, *(self._take(instance, edge) for edge in edges.values())]
         for party, header, blob in waiting:
@@ -288,7 +280,7 @@ class Runner:
         edges = {
             edge_id(edge, consumer.id): (consumer, edge)
             for consumer, edge in self.graph.consumers.get(instance.id, ())
-            if self._goes(edge) and not self._gate(consumer)
+            if self._goes(edge) and not self.stops.gate(consumer)
         }
         return [(consumer.id, self._take(consumer, edge)) for consumer, edge in edges.values()]
 
@@ -326,38 +318,13 @@ class Runner:
 
     # ---- repeats that stop early ----
 
-    def _gate(self, instance: Instance) -> list[str]:
-        """Instances of the last round before that has any, whose metric decides whether this round is needed."""
-        node = self.graph.nodes[instance.node]
-        if node.repeat is None or node.repeat.until is None:
-            return []
-        earlier = (self._deciders(instance, round_) for round_ in range((instance.round or 1) - 1, 0, -1))
-        return next(([i.id for i in found] for found in earlier if found), [])
-
-    def _deciders(self, instance: Instance, round_: int) -> list[Instance]:
-        node = self.graph.nodes[instance.node]
-        until = node.repeat.until if node.repeat else None
-        name = f"{node.group}.{_task_of(until)}" if until else ""
-        cell = dict(instance.cell)
-        return [i for i in self.rounds.get((name, round_), ()) if all(cell.get(a, v) == v for a, v in i.cell)]
-
     def _decide(self, instance: Instance) -> None:
-        node = self.graph.nodes[instance.node]
-        until = node.repeat.until if node.repeat else None
-        if until is None or instance.node != f"{node.group}.{_task_of(until)}":
+        port = self.stops.port(instance)
+        if port is None:
             return
-        parts = until.metric.partition(":")[0].split(".")
-        port = parts[1] if len(parts) > 1 else next(iter(node.component.outputs))
         reply, _ = ask(self.transport, instance.party, {"op": "until", "id": instance.id, "port": port})
         if reply["stop"]:
+            group = self.graph.nodes[instance.node].group
             with self.condition:
-                self.stops[instance.id] = instance.round or 1
-                self.outcome.stopped[f"{node.group} {dict(instance.cell)}".strip()] = instance.round or 1
-
-    def _stopped(self, instance: Instance) -> bool:
-        """Whether the repeat of an instance has stopped before its round: what was there last stands for it."""
-        for earlier in range(1, instance.round or 1):
-            deciders = self._deciders(instance, earlier)
-            if deciders and all(d.id in self.stops for d in deciders) and self._gate(instance):
-                return True
-        return False
+                self.stops.at[instance.id] = instance.round or 1
+                self.outcome.stopped[f"{group} {dict(instance.cell)}".strip()] = instance.round or 1

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """One party: its policy, store, ledger and copy of the plan. Runs its own tasks; knows the label of everything it holds."""
 
+import contextlib
+import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,32 +25,18 @@ from osmotic.runtime.load import load_text
 from osmotic.runtime.ports import RemoteModel, adopt_calls, inherit_calls
 from osmotic.runtime.preparing import Prepared, classes_of
 from osmotic.runtime.questions import question_of
+from osmotic.runtime.refs import Ref as Ref
 from osmotic.runtime.releases import Releaser
+from osmotic.runtime.remembering import ITSELF, check_charged
 from osmotic.runtime.store import Store
-from osmotic.schemas.errors import ComponentError, Problem, RefusedError
+from osmotic.runtime.turns import Turns
+from osmotic.schemas.artifacts import canonical
+from osmotic.schemas.errors import ComponentError, OsmoticError, Problem, RefusedError
 from osmotic.schemas.labels import Label, released
 from osmotic.schemas.messages import fingerprint
 from osmotic.schemas.policy import SitePolicy
 
 Progress = Callable[[str, int, int, str], None]
-
-
-@dataclass(frozen=True)
-class Ref:
-    """An artifact in the store, with its label."""
-
-    kind: str
-    digest: str
-    label: Label
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {"kind": self.kind, "digest": self.digest, "label": self.label.to_json()}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Ref":
-        """The inverse of `to_json`."""
-        return cls(value["kind"], value["digest"], Label.from_json(value["label"]))
 
 
 class Site:
@@ -71,8 +58,11 @@ class Site:
         self.received: dict[tuple[str, str, str], Ref] = {}
         self.progress: Progress = lambda task, done, total, note: None
         self.outbound: Callable[[str, dict[str, Any], bytes], tuple[dict[str, Any], bytes]] | None = None
+        self.overdue: Callable[[OsmoticError], None] | None = None  # ends this party's process, with an answer
+        self.exits: dict[str, str] = {}  # what the software around this party was given: edge -> task that made it
         self.absent: set[str] = set()  # instances that never came to be, since their repeat stopped before
         self.running: dict[str, str] = {}  # instance -> key of its work, while it runs
+        self.turns: Turns | None = None  # where other processes work for this party too
         self._models: dict[str, Any] = {}
         self._model_keys: dict[str, str] = {}
         self._model_specs: dict[str, str] = {}
@@ -97,7 +87,8 @@ class Site:
         return problems or asking.objections(self, graph, configs) or list(totals.refusals(self, graph, configs))
 
     def take(self, graph: Graph, configs: Configs) -> None:
-        """Take a plan that was checked against this party's policy."""
+        """Take a plan that was checked against this party's policy; StoreError for a ledger that has forgotten charges."""
+        check_charged(self.ledger)
         self.graph, self.configs = graph, configs
         self.results, self.received, self.absent = {}, {}, set()
         specs = {n: fingerprint(s.model_dump(mode="json")) for n, s in graph.pipeline.models.items()}
@@ -171,9 +162,10 @@ class Site:
             facts["data"] = [self.datasets.fingerprint(config.data), self.datasets.binding(config.data).label, config.data]
         if graph.pipeline.noise_seed is not None:
             facts["noise"] = graph.pipeline.noise_seed
-        if hasattr(config, "fields") or any(out.label == "release" for out in outs):
-            facts["ledger"] = self.ledger.secret_hash("the ledger itself")  # releases and random ids of another are unknown
-        if hasattr(config, "mechanism") or hasattr(config, "fields") or record_asks.noise_in(config):
+        keys = type(config).model_fields
+        if "fields" in keys or any(out.label == "release" for out in outs):
+            facts["ledger"] = self.ledger.whole_hash(ITSELF)  # releases and random ids of another are unknown
+        if "mechanism" in keys or "fields" in keys or record_asks.noise_in(config):
             bound = [d for d in datasets_of(graph, configs, instance) if self.datasets.has(d)]
             facts["schemas"] = [self.datasets.fingerprint(d) for d in bound]
             facts["tables"] = [self.datasets.tables(d) for d in bound]
@@ -242,20 +234,22 @@ class Site:
         if facts is None:
             return None, "", "waits for its inputs"
         key = key_of(facts)
-        refs, reason = self._finished(identity, key, facts)
-        return refs, key, reason
+        refs, damaged = self._finished(key)
+        if refs is not None:
+            return refs, key, "cached"
+        bound = None if damaged else self.ledger.bound(identity)
+        return None, key, "a stored artifact was damaged" if damaged else why(bound[1] if bound else None, facts)
 
-    def _finished(self, identity: str, key: str, facts: dict[str, Any]) -> tuple[dict[str, Ref] | None, str]:
-        """(outputs if finished before and intact, why it must run)."""
+    def _finished(self, key: str) -> tuple[dict[str, Ref] | None, bool]:
+        """(outputs if finished before and intact, whether one was damaged)."""
         stored = self.ledger.finished(key)
         if stored is None:
-            bound = self.ledger.bound(identity)
-            return None, why(bound[1] if bound else None, facts)
+            return None, False
         refs = {port: Ref.from_json(value) for port, value in stored.items()}
         if not all(self.store.intact(ref.kind, ref.digest) for ref in refs.values()):
             self.ledger.forget(key)
-            return None, "a stored artifact was damaged"
-        return refs, "cached"
+            return None, True
+        return refs, False
 
     def run(self, identity: str) -> tuple[bool, float]:
         """Run one instance (or find it finished): (cached, seconds). Raises OsmoticError."""
@@ -263,8 +257,23 @@ class Site:
         facts = self.facts(instance)
         if facts is None:
             raise RefusedError(Problem(f"{identity}: an input has not arrived"))
-        key, seconds = key_of(facts), 0.0
-        refs, _ = self._finished(identity, key, facts)
+        text = canonical(facts)
+        key = hashlib.sha256(text).hexdigest()  # as `key_of` has it
+        with self.turns.of(key) if self.turns else contextlib.nullcontext():
+            refs, cached, seconds = self._once(instance, key, facts, text.decode())
+        demands.check(self, instance, refs)
+        self.results[identity] = refs
+        return cached, seconds
+
+    def _once(
+        self, instance: Instance, key: str, facts: dict[str, Any], text: str
+    ) -> tuple[dict[str, Ref], bool, float]:  # fmt: skip
+        """(outputs, whether they were there, seconds): what is finished, also for another instance, is not done again.
+
+        text: the facts as canonical JSON.
+        """
+        identity, seconds = instance.id, 0.0
+        refs, _ = self._finished(key)
         cached = refs is not None
         if refs is None:
             start = time.perf_counter()
@@ -276,14 +285,13 @@ class Site:
             inherit_calls(self, identity, key)
             seconds = time.perf_counter() - start
             outputs = {port: ref.to_json() for port, ref in refs.items()}
-            self.ledger.finish(key, outputs, seconds, identity, facts)
+            digests = {ref.digest for ref in refs.values()}
+            self.ledger.finish(key, outputs, seconds, identity, text, lambda: self.store.sync(digests))
             self.store.clear_scratch(key)
-        elif (bound := self.ledger.bound(identity)) is None or bound[0] != key:
+        elif self.ledger.bound_key(identity) != key:
             adopt_calls(self, identity, key)
             self.ledger.bind(identity, key, facts)
-        demands.check(self, instance, refs)
-        self.results[identity] = refs
-        return cached, seconds
+        return refs, cached, seconds
 
     def alias(self, identity: str, earlier: str) -> None:
         """A round that was not needed (its repeat stopped) stands for the last one before it that the party took part in."""
@@ -307,10 +315,10 @@ class Site:
         inputs = [ref for _, ref in found]
         context = SiteContext(
             party=self.party, task=instance.id, key=key, seed=self.seed_of(instance), noise_seed=graph.pipeline.noise_seed,
-            label=label, lineage=datasets_of(graph, configs, instance), datasets=self.datasets, releaser=self.releaser,
+            label=label, lineage=lambda: datasets_of(graph, configs, instance), datasets=self.datasets, releaser=self.releaser,
             ledger=self.ledger, store=self.store, models=lambda name, label: self.model(name, instance, label),
             source=self._source_of(instance), own_models=asking.OwnModels(self, graph),
-            question=question_of(graph, configs, instance, self.model_key, self.seed_of),
+            question=lambda: question_of(graph, configs, instance, self.model_key, self.seed_of),
             progress=lambda done, total, note: self.progress(instance.id, done, total, note),
             private_inputs=sum(
                 bool(ref.label.of("raw")) and not asking.own_rows(graph, configs, instance, edge, self._is_raw)

@@ -6,8 +6,7 @@ import errno
 import hashlib
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from osmotic.schemas.artifacts import KINDS, Artifact, Files, Weights, description, digest_of, digest_of_hashes
@@ -28,56 +27,74 @@ def disk(path: Path) -> Iterator[None]:
             raise StoreError(Problem("the disk is full", str(path), fix=fix)) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise StoreError(Problem("the folder cannot be written", str(path), fix="choose another with --home")) from error
+        if error.errno in (errno.EEXIST, errno.ENOTDIR):
+            why = "there is a file of that name, or a part of the path is a file"
+            raise StoreError(Problem("this is no folder", str(path), why=why, fix="choose another with --home")) from error
         raise StoreError(Problem(f"the store cannot be used: {error}", str(path))) from error
 
 
 class Store:
-    """Artifacts by digest under ``folder/objects``; scratch folders under ``folder/scratch``."""
+    """Artifacts by digest under ``folder/objects``; scratch folders under ``folder/scratch``.
 
-    def __init__(self, folder: Path, passing: bool = False) -> None:
-        self.folder = folder
+    passing: make nothing on disk. synced: each artifact is on the disk before it has its name (else see `sync`).
+    """
+
+    def __init__(self, folder: Path, passing: bool = False, synced: bool = False) -> None:
+        self.synced = synced
+        self.folder, self._objects, self._scratch = folder, str(folder / "objects"), str(folder / "scratch")
         if passing:
             return
         with disk(folder):
             (folder / "objects").mkdir(parents=True, exist_ok=True)
             (folder / "scratch").mkdir(exist_ok=True)
 
+    def sync(self, digests: Iterable[str]) -> None:
+        """Bring artifacts to the disk; else the operating system does so by and by, and a power cut takes what it had not."""
+        for folder in map(self.path, digests):
+            with disk(folder):
+                for path in (*(folder.iterdir() if folder.is_dir() else ()), folder, folder.parent):
+                    sync(path)
+
     def path(self, digest: str) -> Path:
         """Where an artifact lies."""
-        return self.folder / "objects" / digest[:2] / digest
+        return Path(self._path(digest))
+
+    def _path(self, digest: str) -> str:
+        return f"{self._objects}{os.sep}{digest[:2]}{os.sep}{digest}"
 
     def has(self, digest: str) -> bool:
         """Whether it is there (its content is checked when it is read)."""
-        return self.path(digest).is_dir()
+        return os.path.isdir(self._path(digest))  # noqa: PTH112 - for every artifact of every task
 
     def put(self, artifact: Artifact) -> str:
         """Write an artifact; returns its digest."""
         return self.put_files(artifact.kind, artifact.to_files())
 
     def put_files(self, kind: str, files: Files) -> str:
-        """Write the files of an artifact, all or nothing; returns the digest."""
+        """Write the files of an artifact, all or nothing; returns the digest. What survives a power cut says `sync`."""
         digest = digest_of(kind, files)
-        target = self.path(digest)
-        if target.is_dir() and self.intact(kind, digest):
+        if self.has(digest) and self.intact(kind, digest):
             return digest
+        target = self._path(digest)
+        temporary = f"{target[: -len(digest)]}.new-{os.urandom(8).hex()}"
         with disk(self.folder):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=target.parent))
             try:
+                _make(temporary)
                 for name, content in files.items():
-                    _write_synced(temporary / name, content)
-                temporary.rename(target)
+                    _write(f"{temporary}{os.sep}{name}", content)
+                    if self.synced:
+                        sync(Path(temporary) / name)
+                os.rename(temporary, target)  # noqa: PTH104 - as above
             except OSError:
                 shutil.rmtree(temporary, ignore_errors=True)
-                if not target.is_dir():  # another process may have written the same content
+                if not self.has(digest):  # another process may have written the same content
                     raise
         return digest
 
     def files(self, kind: str, digest: str) -> Files:
         """Read and check the files; raises StoreError naming the artifact when it is missing or damaged."""
-        folder = self.path(digest)
-        with disk(folder):
-            files = {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file()} if folder.is_dir() else {}
+        with disk(self.folder):
+            files = _read(self._path(digest))
         if digest_of(kind, files) != digest:
             raise self._damaged(kind, digest)
         return files
@@ -134,11 +151,48 @@ class Store:
 
     def clear_scratch(self, key: str) -> None:
         """Remove a finished task's checkpoints."""
-        shutil.rmtree(self.folder / "scratch" / key, ignore_errors=True)
+        folder = f"{self._scratch}{os.sep}{key}"
+        if os.path.isdir(folder):  # noqa: PTH112 - as above
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+def _make(folder: str) -> None:
+    """A folder that its owner alone can enter, and the one above it where that is not there."""
+    try:
+        os.mkdir(folder, 0o700)  # noqa: PTH102 - as above
+    except FileNotFoundError:
+        Path(folder).parent.mkdir(parents=True, exist_ok=True)
+        Path(folder).mkdir(0o700)
+
+
+def _write(path: str, content: bytes) -> None:
+    with open(path, "wb", buffering=0) as file:  # noqa: PTH123 - as above
+        left = memoryview(content)
+        while left:  # a raw write may take a part
+            left = left[file.write(left) :]
+
+
+def _read(folder: str) -> Files:
+    """Content of each file; nothing where there is no such folder."""
+    files: Files = {}
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted((entry.name, entry.path) for entry in entries if entry.is_file())
+    except (FileNotFoundError, NotADirectoryError):
+        return files
+    for name, path in found:
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - as above
+            files[name] = file.readall()
+    return files
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk; what is no longer there needs nothing."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

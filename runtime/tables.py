@@ -1,25 +1,55 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plain text for the terminal: plan, result, ledger, catalogue. The guarantee comes first everywhere."""
+"""Plain text for the terminal: tables, ledger, catalogue."""
 
+import itertools
+import shutil
+import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from osmotic.plugins.contract import Port, config_type, input_ports
 from osmotic.plugins.host import Registry
-from osmotic.runtime.composition import NOT_COMPUTED, size_of
+from osmotic.runtime.composition import size_of
 from osmotic.schemas.errors import ConfigError, Problem, StoreError
 from osmotic.schemas.source import did_you_mean
 
-ROUNDS, NAMES = 60, 8  # sampled rounds that a plan shows, parties that it names in one
-SHOWN = "Scores and samples of benchmark data are shown here."
+WORDS = (40, 24, 16, 12, 8)  # how long a word may be that is not broken in a narrow table, in the order of giving way
 
 
-def grid(head: list[str], rows: list[list[str]]) -> str:
-    """Columns aligned, two spaces apart."""
+def width() -> int:
+    """Columns of the terminal (or COLUMNS); plenty where there is none, so that files and pipes get whole lines."""
+    return shutil.get_terminal_size((400, 24)).columns
+
+
+def grid(head: list[str], rows: list[list[str]], wide: int | None = None) -> str:
+    """Columns aligned, two spaces apart; wide: no line is longer, where that can be: long cells go on below."""
     widths = [max(len(r[i]) for r in [head, *rows]) for i in range(len(head))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in [head, *rows]]
-    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+    if wide is not None:
+        words = [max(len(word) for r in [head, *rows] for word in r[i].split() or [""]) for i in range(len(head))]
+        for longest in (*WORDS, 1):  # words stay whole while they can
+            widths = _fitted(widths, [min(w, longest) for w in words], wide)
+    lines = [line for row in [head, *rows] for line in _lines(row, widths)]
+    under = len(_lines(head, widths))
+    return "\n".join([*lines[:under], "  ".join("-" * w for w in widths), *lines[under:]])
+
+
+def _fitted(widths: list[int], least: list[int], wide: int) -> list[int]:
+    """Column widths for a line of `wide`: the widest gives way, none below its least; unchanged when it fits."""
+    found = list(widths)
+    while sum(found) + 2 * (len(found) - 1) > wide:
+        able = [i for i, w in enumerate(found) if w > least[i]]
+        if not able:
+            break
+        found[max(able, key=lambda i: found[i])] -= 1
+    return found
+
+
+def _lines(row: list[str], widths: list[int]) -> list[str]:
+    """A row as one line or several."""
+    cells = [[cell] if len(cell) <= w else textwrap.wrap(cell, w) or [""] for cell, w in zip(row, widths, strict=True)]
+    several = itertools.zip_longest(*cells, fillvalue="")
+    return ["  ".join(part.ljust(w) for part, w in zip(parts, widths, strict=True)).rstrip() for parts in several]
 
 
 def size(count: float) -> str:
@@ -31,166 +61,9 @@ def size(count: float) -> str:
     return f"{count:.1f} GB"
 
 
-def plan_text(plan: dict[str, Any]) -> str:
-    """The plan as text."""
-    tasks = [
-        [t["task"], t["component"], t["at"], ",".join(t["axes"]), str(t["instances"]), str(t["cached"]), "; ".join(t["why"])]
-        for t in plan["tasks"]
-    ]
-    crossings = [_crossing(c) for c in plan["crossings"]]
-    sample = [_taking_part(one) for one in plan["rounds"]]
-    parts = [f"{plan['pipeline']}: {plan['count']['tasks']} tasks, {plan['count']['cached']} finished before"]
-    parts.append(grid(["task", "component", "at", "axes", "runs", "cached", "why the others run"], tasks))
-    if sample:
-        more = f"\nand {len(sample) - ROUNDS} more: --json lists them all" if len(sample) > ROUNDS else ""
-        parts.append(f"Who takes part\n{grid(['repeat', 'role', 'round', 'parties'], sample[:ROUNDS])}{more}")
-    if crossings:
-        head = ["edge", "direction", "label", "kind", "times", "bytes", "waiver asked"]
-        parts.append(f"What crosses\n{grid(head, crossings)}")
-    if plan["budget"]:
-        head = ["party", "data set", "task", "asked", "class", "spent", "cap"]
-        units = " or ".join(dict.fromkeys(f"a {b['unit']}" for b in plan["budget"]))
-        parts.append(f"Budget, {units}\n{grid(head, _budget(plan))}")
-    if memory := _memory(plan["memory"]):
-        parts.append(memory)
-    return "\n\n".join(parts)
-
-
-def _taking_part(one: dict[str, Any]) -> list[str]:
-    """A sampled round; the parties by name, when they are few."""
-    names = ", ".join(one["parties"][:NAMES]) + (
-        f" and {len(one['parties']) - NAMES} more" if len(one["parties"]) > NAMES else ""
-    )
-    seed = f" (seed {one['seed']})" if one["seed"] != "" else ""
-    return [one["repeat"], one["role"], f"{one['round']}{seed}", names]
-
-
-def _memory(found: dict[str, Any]) -> str:
-    """What the models need, and whether that much is free."""
-    rows = [m for m in found["models"] if m["bytes"] is not None]
-    unknown = [m["model"] for m in found["models"] if m["bytes"] is None]
-    if not rows:
-        return ""
-    parts = []
-    for m in rows:
-        times = f" x {m['parties']} parties" if m["parties"] > 1 else ""
-        parts.append(f"{m['model']} {size(m['bytes'])}{' in training' if m['training'] else ''}{times}")
-    rest = f"; not known: {', '.join(unknown)}" if unknown else ""
-    free = found["free"]
-    here = "" if free is None else f"; {size(free)} free here"
-    if free is not None and found["total"] > free:
-        here += ": NOT ENOUGH for one machine"
-    return f"Memory of models, at least {size(found['total'])} ({', '.join(parts)}{rest}){here}"
-
-
-def _crossing(c: dict[str, Any]) -> list[str]:
-    label = c["label"].upper() if c["label"] == "exposed" else c["label"]
-    moved = f"{size(c['bytes'])} last time" if c["known"] else "not known yet"
-    return [c["edge"], f"{c['from']} -> {c['to']}", label, c["kind"], str(c["count"]), moved, c["waive"] or ""]
-
-
-def _budget(plan: dict[str, Any]) -> list[list[str]]:
-    """Rows of the table; those that look the same (of several seeds, say) once, with how often behind the task."""
-    rows: list[tuple[str, ...]] = []
-    for b in plan["budget"]:
-        asked = f"{b['epsilon']:g} ({b['detail']})" if b["epsilon"] is not None else b["detail"]
-        again = f"; {b['already_released']} documents released before, free" if b["already_released"] else ""
-        if b.get("cards_missing"):
-            about = f"about {b['seconds']:.0f} s" if b["seconds"] < 90 else f"about {b['seconds'] / 60:.0f} min"
-            again += f"; card missing ({', '.join(b['cards_missing'])}): {about}"
-        cap = f"{b['cap']:g}" if b["cap"] else "NO CAP"
-        spent = f"{b['spent']:g}" if b["spent"] is not None else NOT_COMPUTED
-        rows.append((b["party"], b["dataset"], b["task"], asked + again, b["class"], spent, cap))
-    times = {row: rows.count(row) for row in rows}
-    return [[*row[:2], f"{row[2]} x {n}" if n > 1 else row[2], *row[3:]] for row, n in times.items()]
-
-
-def result_text(summary: dict[str, Any]) -> str:
-    """The result as text: guarantee, table, differences, crossings, where the report is."""
-    parts = [summary["guarantee"]["line"]]
-    if summary["guarantee"].get("shown"):
-        parts.append(SHOWN)
-    table = summary["table"]
-    if table["rows"]:
-        parts += [_arms(table), _differences(table)]
-    if table["withheld"]:
-        parts.append(f"Kept back (private data): metrics of {', '.join(table['withheld'])}; see each party's own folder.")
-    if summary["crossings"]:
-        parts.append(_crossed(summary))
-    moved = sum(c["bytes"] for c in summary["crossings"])
-    outcome = summary["outcome"]
-    done = f"{outcome['tasks']} tasks: {outcome['ran']} ran, {outcome['cached']} found finished"
-    crossed = f"{number_of(summary['crossings'])} crossings, {size(moved)} moved; {outcome['seconds']:.1f} s"
-    parts.append(f"{done}; {crossed}. Report: {summary['home']}/report.html")
-    return "\n\n".join(p for p in parts if p)
-
-
-def _crossed(summary: dict[str, Any]) -> str:
-    """What crossed, one line an edge as written."""
-    waived = {e["name"] for e in summary["graph"]["edges"] if e["waived"]}
-    found: dict[str, list[dict[str, Any]]] = {}
-    for crossing in summary["crossings"]:
-        found.setdefault(crossing["name"], []).append(crossing)
-    rows = [
-        [name, _who(cs, "sender") + " -> " + _who(cs, "receiver"), str(number_of(cs)), size(sum(c["bytes"] for c in cs)),
-         "WAIVED" if name in waived else ""]
-        for name, cs in found.items()
-    ]  # fmt: skip
-    return grid(["what crossed", "direction", "times", "bytes (new)", ""], rows)
-
-
 def number_of(crossings: Iterable[Mapping[str, Any]]) -> int:
     """How many there were; calls of a model come summed."""
     return sum(int(one.get("count", 1)) for one in crossings)
-
-
-def _who(crossings: list[dict[str, Any]], end: str) -> str:
-    names = sorted({c[end] for c in crossings})
-    return ", ".join(names) if len(names) <= 3 else f"{len(names)} parties"
-
-
-def _arms(table: dict[str, Any]) -> str:
-    several = any(len(cell["seeds"]) > 1 for r in table["rows"] for cell in r["cells"].values())
-    bounds = any("low" in cell for r in table["rows"] for cell in r["cells"].values())
-    shown = (" (each seed) mean" if several else "") + (" [95%]" if bounds else "")
-    head = [table["axis"], *[c["title"] + shown for c in table["columns"]], "what crossed"]
-    metrics = [c["metric"] for c in table["columns"]]
-    cells = {r["row"]: [r["row"], *[_cell(r["cells"][m]) for m in metrics], r["guarantee"]] for r in table["rows"]}
-    rows, apart = ([cells[r["row"]] for r in table["rows"] if r["apart"] is aside] for aside in (False, True))
-    text = grid(head, rows + apart)
-    if not apart:
-        return text
-    lines = text.split("\n")
-    split = len(lines) - len(apart)
-    return "\n".join([*lines[:split], "apart: weights trained on raw records are averaged", *lines[split:]])
-
-
-def _cell(cell: dict[str, Any]) -> str:
-    if cell["mean"] is None:
-        return cell.get("note") or "-"
-    bounds = f" [{cell['low']:.3f}, {cell['high']:.3f}]" if "low" in cell else ""
-    if len(cell["seeds"]) == 1:
-        return f"{cell['mean']:.3f}{bounds}"
-    return " ".join(f"{v:.3f}" for v in cell["seeds"].values()) + f"  {cell['mean']:.3f}{bounds}"
-
-
-def _differences(table: dict[str, Any]) -> str:
-    titles = {c["metric"]: c["title"] for c in table["columns"]}
-    rows = [
-        [f"{c['row']} - {c['against']}", titles[c["metric"]], f"{c['difference']:+.3f}", f"[{c['low']:+.3f}, {c['high']:+.3f}]"]
-        for c in table["comparisons"]
-    ]
-    if not rows:
-        return ""
-    seeds = {c.get("seeds", 1) for c in table["comparisons"]}
-    over = "one seed, nothing is said about others" if seeds == {1} else f"and {_span(seeds)} seeds"
-    note = f"Paired by test record and seed, 95%: bootstrap over records, {over}"
-    return f"{note}\n{grid(['difference', 'answering', 'mean', 'interval'], rows)}"
-
-
-def _span(counts: set[int]) -> str:
-    """A number, or the smallest and the largest."""
-    return str(min(counts)) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
 
 
 def ledger_text(found: list[dict[str, Any]]) -> str:
@@ -268,19 +141,16 @@ def plugins_text(values: dict[str, Any]) -> str:
     return grid(["kind", "name", "from", "version"], rows) + failed
 
 
-def schema_command(name: str | None, check: bool, write: Path | None) -> str:
-    """`osmotic schema`: print one, check or write all."""
+def schema_command(name: str | None, check: bool) -> str:
+    """`osmotic schema`: print one, or check all."""
     from osmotic.schemas import generate
 
     folder = Path(generate.__file__).parent / "generated"
     if check:
         stale = generate.check(folder)
         if stale:
-            raise StoreError(Problem(f"stale: {', '.join(stale)}", str(folder), fix=f"osmotic schema --write {folder}"))
+            raise StoreError(Problem(f"stale: {', '.join(stale)}", str(folder), fix="make generate"))
         return "all generated schemas are up to date"
-    if write is not None:
-        generate.write(write)
-        return f"written to {write}"
     known = sorted(p.name.removesuffix(".json").removesuffix(".schema") for p in folder.glob("*.json"))
     if name is None:
         return "\n".join(known)

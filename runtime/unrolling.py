@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass
 
 from osmotic.runtime.load import Loaded
-from osmotic.runtime.nodes import Cell, Edge, Instance, Node, Reference, patches, task_id
+from osmotic.runtime.nodes import Cell, Edge, Instance, Node, Reference, all_patches, patches, task_id
 from osmotic.runtime.references import narrowed, producers
 from osmotic.runtime.sampling import SEED, taking_part
 from osmotic.schemas.errors import ConfigError, Problem
@@ -63,9 +63,12 @@ class _Unroller:
         self.lacking = {n.name for n in nodes.values() if n.repeat and n.repeat.sample}  # not at every party, in every round
 
     def unroll(self) -> dict[str, Instance]:
+        skips = any(patch.skip for node in self.nodes.values() for _, patch in all_patches(node.spec))
         for node in self.nodes.values():
             times = node.repeat.times if node.repeat else 1
-            if times * math.prod(len(self.pipeline.matrix[axis]) for axis in node.axes) > LIMIT:
+            everywhere = not (skips or node.spec.each or (node.repeat and node.repeat.sample))
+            parties = len(self.pipeline.parties[node.spec.at]) if everywhere else 1
+            if times * parties * math.prod(len(self.pipeline.matrix[axis]) for axis in node.axes) > LIMIT:
                 raise ConfigError(self._too_many(node))
         for block in self._blocks():
             repeat = block[0].repeat
@@ -90,16 +93,21 @@ class _Unroller:
         needs: dict[str, set[str]] = {block: set() for block in block_of.values()}
         for name, node in self.nodes.items():
             needs[block_of[name]] |= {block_of[p] for p in producers(node)} - {block_of[name]}
-        order: list[str] = []
-        while len(order) < len(needs):
-            ready = [b for b in needs if b not in order and needs[b] <= set(order)]
+        order: dict[str, set[str]] = {}
+        waiting = dict(needs)
+        while waiting:
+            ready = [block for block, wanted in waiting.items() if wanted <= order.keys()]
             if not ready:
-                stuck = sorted(set(needs) - set(order))
+                stuck = sorted(waiting)
                 node = next(n for n in self.nodes.values() if n.group in stuck)
                 what = f"a repeat and the tasks around it need each other: {', '.join(stuck)}"
                 raise ConfigError(self._problem(node, what, fix="put those tasks into the repeat"))
-            order += ready
-        return [self._inner_order([n for n in self.nodes.values() if (n.group or n.name) == block]) for block in order]
+            for block in ready:
+                order[block] = waiting.pop(block)
+        members: dict[str, list[Node]] = {}
+        for node in self.nodes.values():
+            members.setdefault(node.group or node.name, []).append(node)
+        return [self._inner_order(members[block]) for block in order]
 
     def _inner_order(self, block: list[Node]) -> list[Node]:
         """Tasks of one round in dependency order; there is one, since cycles were refused."""

@@ -2,7 +2,7 @@
 """Look into the folder of a run afterwards: ledgers, transcripts, hashes; check that they hold together."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from osmotic.schemas.errors import DataError, Problem
 from osmotic.schemas.messages import fingerprint
 from osmotic.schemas.policy import Budget, SitePolicy
 
+ELSEWHERE = "elsewhere"  # what a party's ledger remembers: parties of its runs that have their folders on other machines
+
 
 def parties_of(home: Path) -> list[str]:
     """Names of the parties that ran in a folder; raises DataError when it is not the folder of a run."""
@@ -28,15 +30,15 @@ def parties_of(home: Path) -> list[str]:
     return found
 
 
-def ledgers_of(home: Path) -> list[dict[str, Any]]:
-    """What each party has spent (`accounts.summary`)."""
+def ledgers_of(home: Path, read: Callable[[Site], dict[str, Any]] = summary) -> list[dict[str, Any]]:
+    """What each party has spent (`accounts.summary`), or what else is read from its ledger."""
     from osmotic.plugins.host import build_registry
 
     registry = build_registry(names=())
     found = []
     for party in parties_of(home):
         site = _site(party, home, registry)
-        found.append(summary(site))
+        found.append(read(site))
         site.ledger.close()
     return found
 
@@ -63,23 +65,47 @@ def summary_of(home: Path) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(Problem("the saved summary is damaged", str(file), fix="run the pipeline again")) from error
-    return {**found, "ledger": ledgers_of(home)}
+    from osmotic.runtime.reporting.gather import books, installed
+
+    return {**found, "ledger": ledgers_of(home, books), "lock": installed(home)}
+
+
+def own_summary_of(home: Path, party: str) -> dict[str, Any]:
+    """What a party saved for its own report; raises DataError when there is none."""
+    file = home / "parties" / party / "results.json"
+    if party not in parties_of(home) or not file.is_file():
+        known = ", ".join(parties_of(home))
+        raise DataError(Problem(f"there is no report of {party!r} here", str(home), fix=f"one of {known}, after a run"))
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
 
 
 def verify(home: Path) -> dict[str, Any]:
-    """Chains, charges against releases and their sets, both ends of every crossing. {parties, problems}."""
-    parties, problems = [], []
+    """Chains, charges against releases and their sets, both ends of every crossing. {parties, problems, notes}.
+
+    A party that a run says lives elsewhere has its ends of crossings there: a note says how many were not compared.
+    """
+    parties: list[dict[str, Any]] = []
+    problems: list[str] = []
+    notes: list[str] = []
     ends: dict[str, dict[str, set[tuple[str, bytes]]]] = {}
-    for party in parties_of(home):
+    present = set(parties_of(home))
+    for party in sorted(present):
         ledger = Ledger(home / "parties" / party)
         with ledger.snapshot():
             found_here = ledger.chain_problems() + _charge_problems(ledger) + _set_problems(ledger) + _crossed_problems(ledger)
         problems += [f"{party}: {text}" for text in found_here]
         crossings = list(_bodies(ledger, "crossings"))
+        away: dict[str, int] = {}
         for entry in crossings:
             if entry["to"] != "report" and entry["kind"] != ANSWER:
-                sides = ends.setdefault(entry["edge"], {"in": set(), "out": set()})
-                sides[entry["direction"]].add((entry["digest"], canonical(entry["label"])))
+                sender = str(entry.get("from", party))
+                away[sender] = away.get(sender, 0) + 1
+                if sender in present:
+                    sides = ends.setdefault(entry["edge"], {"in": set(), "out": set()})
+                    sides[entry["direction"]].add((entry["digest"], canonical(entry["label"])))
+        said, missing = _away(ledger, party, {sender: n for sender, n in away.items() if sender not in present})
+        notes, problems = notes + said, problems + missing
         counts = ledger.query("SELECT COUNT(*) FROM charges")[0][0]
         heads = {table: ledger.head(table)[:12] for table in ("charges", "crossings")}
         parties.append({"party": party, "charges": counts, "crossings": len(crossings), "heads": heads})
@@ -88,7 +114,23 @@ def verify(home: Path) -> dict[str, Any]:
     for edge, found in sorted(ends.items()):
         if found["in"] - found["out"]:
             problems.append(f"{edge}: what arrived is not what the sender's transcript says")
-    return {"parties": parties, "problems": problems}
+    return {"parties": parties, "problems": problems, "notes": notes}
+
+
+def _away(ledger: Ledger, party: str, absent: dict[str, int]) -> tuple[list[str], list[str]]:
+    """(notes, problems) about what came from parties that have no folder here."""
+    elsewhere = json.loads(ledger.recall(ELSEWHERE) or "[]")
+    notes = [
+        f"{party}: the other ends of {count} crossings lie elsewhere, at {other}, and were not compared"
+        for other, count in absent.items()
+        if other in elsewhere
+    ]
+    problems = [
+        f"{party}: the transcript has {count} crossings from {other}, which has no folder here: it was removed, or renamed"
+        for other, count in absent.items()
+        if other not in elsewhere
+    ]
+    return notes, problems
 
 
 def _head_problems(home: Path) -> list[str]:
@@ -111,13 +153,17 @@ def _bodies(ledger: Ledger, table: str) -> Iterator[dict[str, Any]]:
         "charges": {"release", "payload", "dataset", "class", "void"},
         "crossings": {"edge", "to", "kind", "direction", "digest", "label"},
     }
-    for (body,) in ledger.query(f"SELECT body FROM {table} ORDER BY seq"):
+    rotations = [int(seq) for seq in json.loads(ledger.recall_vault("rotations") or "[]")]
+    for seq, body in ledger.query(f"SELECT seq, body FROM {table} ORDER BY seq"):
         try:
             entry = json.loads(body)
         except ValueError:
             continue
         if not isinstance(entry, dict) or not needed[table] <= set(entry):
             continue
+        if table == "charges" and rotations and "event" not in entry and "document" in entry:
+            since = 1 + sum(seq > last for last in rotations)  # keys that there were when this was charged
+            entry |= {name: ledger.keys.over(str(entry[name]), since) for name in ("release", "document")}
         if table == "crossings" or "event" in entry or {"epsilon", "id", "document", "parameters"} <= set(entry):
             yield entry
 

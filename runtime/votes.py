@@ -42,7 +42,7 @@ def noisy_votes(
     _check(records, votes, size)
     asked = validated(VoteNoise, noise, "noise")
     parts = ["votes", dataset, question, size, asked.model_dump(), seed, sorted(votes.items())]
-    lookup = events.ledger.secret_hash(parts)
+    lookup = events.ledger.whole_hash(parts)
     payload, event = "", {}
     if events.stored(lookup) is None:
         event = vote_event(asked, len(records))

@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("schemas", "plugins", "components", "runtime", "pipelines")
+BRIDGE = ROOT / "plugins" / "fate"  # a package of its own, for FATE's environment
 
 if not (ROOT / "pyproject.toml").is_file():
     pytest.skip("the source tree is not here", allow_module_level=True)
@@ -35,7 +36,10 @@ def python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 def test_the_list_of_packages_is_complete() -> None:
     found = {
-        ".".join(["osmotic", *path.parent.relative_to(ROOT).parts]) for f in FOLDERS for path in (ROOT / f).rglob("__init__.py")
+        ".".join(["osmotic", *path.parent.relative_to(ROOT).parts])
+        for f in FOLDERS
+        for path in (ROOT / f).rglob("__init__.py")
+        if BRIDGE not in path.parents
     }
     assert sorted(PROJECT["tool"]["setuptools"]["packages"]) == sorted(found | {"osmotic"})
 
@@ -66,8 +70,23 @@ def test_data_files_on_disk_are_named_in_the_project() -> None:
     patterns = {
         path for package, globs in data.items() for g in globs for path in (ROOT / "/".join(package.split(".")[1:])).glob(g)
     }
-    present = {p for f in FOLDERS for p in (ROOT / f).rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+    present = {
+        p
+        for f in FOLDERS
+        for p in (ROOT / f).rglob("*")
+        if p.is_file() and "__pycache__" not in p.parts and BRIDGE not in p.parents
+    }
     assert sorted(p for p in present - patterns if p.suffix not in {".py", ".pyc", ".md"}) == []
+
+
+def test_the_bridge_for_fate_is_no_part_of_the_package(tmp_path: Path) -> None:
+    """It is installed elsewhere, under a name of its own. (An editable install shows its folder, but nothing to import.)"""
+    code = "import importlib.util as u, osmotic.plugins.fate as found; print(found.__file__, u.find_spec('osmotic_fate'))"
+    done = python(code, tmp_path)
+    assert done.stdout.strip() == "None None" or "No module named 'osmotic.plugins.fate'" in done.stderr
+    assert not [name for name in PROJECT["tool"]["setuptools"]["packages"] if "fate" in name and "runtime" not in name]
+    theirs = tomllib.loads((BRIDGE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert (theirs["dependencies"], theirs["version"]) == ([], PROJECT["project"]["version"])
 
 
 def test_importing_the_package_imports_nothing_heavy(tmp_path: Path) -> None:

@@ -30,10 +30,12 @@ def verify(home: Annotated[Path, typer.Argument(help="Folder of a run.")], json_
     else:
         for party in found["parties"]:
             print(f"{party['party']}: {party['charges']} charges, {party['crossings']} crossings, heads {party['heads']}")
+        print("".join(f"note: {note}\n" for note in found["notes"]), end="")
     if found["problems"]:
         raise StoreError(*[Problem(p) for p in found["problems"]])
     if not json_:
-        print("all chains hold, every charge has its release, both ends of every crossing agree")
+        here = " that both lie here" if found["notes"] else ""
+        print(f"all chains hold, every charge has its release, both ends of every crossing{here} agree")
 
 
 def register(app: typer.Typer) -> None:

@@ -2,6 +2,7 @@
 """What is installed, and the schemas of every document."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -19,24 +20,44 @@ def components(json_: JsonOption = False) -> None:
     print(json.dumps(values, sort_keys=True) if json_ else components_text(values))
 
 
-def plugins(json_: JsonOption = False) -> None:
+def plugins(
+    json_: JsonOption = False,
+    lock: Annotated[Path | None, typer.Option("--lock", help="Write a lock file: versions, hashes of what is loaded.")] = None,
+) -> None:
     """What is registered, by which distribution, and which plugins could not be loaded and why."""
     from osmotic.plugins.host import build_registry
     from osmotic.runtime.tables import plugins_text, plugins_values
 
-    values = plugins_values(build_registry())
+    registry = build_registry()
+    if lock is not None:
+        from osmotic.runtime.locking import write_lock
+
+        write_lock(lock, registry)
+        print(f"written to {lock}; run with it: osmotic run PIPELINE --lock {lock}", file=sys.stderr)
+    values = plugins_values(registry)
     print(json.dumps(values, sort_keys=True) if json_ else plugins_text(values))
 
 
 def schema(
     name: Annotated[str | None, typer.Argument(help="Print one: pipeline, sites, records, ...")] = None,
     check: Annotated[bool, typer.Option("--check", help="Exit 5 if the checked-in files are stale.")] = False,
-    write: Annotated[Path | None, typer.Option("--write", help="Write all into a folder.")] = None,
+    write: Annotated[Path | None, typer.Option("--write", help="Write all into a folder, with what is installed.")] = None,
 ) -> None:
     """JSON Schemas of every document, for editors and for others' tools."""
     from osmotic.runtime.tables import schema_command
 
-    print(schema_command(name, check, write))
+    if write is not None:
+        from osmotic.plugins.host import build_registry
+        from osmotic.runtime.editing import write_schemas
+        from osmotic.runtime.store import disk
+
+        with disk(write):
+            written = write_schemas(write, build_registry())
+        print(f"written to {write}: {', '.join(path.name for path in written)}")
+        comment = f"# yaml-language-server: $schema={(write / 'pipeline.json').resolve().as_uri()}"
+        print(f"first line of a pipeline, for the editor:\n{comment}")
+        return
+    print(schema_command(name, check))
 
 
 def register(app: typer.Typer) -> None:

@@ -43,8 +43,9 @@ def sanitize(
     from osmotic.plugins.host import build_registry
     from osmotic.runtime.sanitizing import prepare, read_input, sanitize_command
 
+    given = read_input(file, sys.stdin.buffer) if file else None  # a file that cannot be read is told before a long certificate
     ready = prepare(build_registry(), mechanism, epsilon, tuple(set_ or ()), table, model)
-    sanitize_command(ready, read_input(file, sys.stdin.buffer), json_)
+    sanitize_command(ready, read_input(None, sys.stdin.buffer) if given is None else given, json_)
 
 
 def prompts(

@@ -20,8 +20,9 @@ from osmotic.runtime import api, histograms
 from osmotic.runtime.composition import RecordEvents
 from osmotic.runtime.histograms import discrete_gaussian, discrete_laplace, event_of, gaussian_sigma, histogram
 from osmotic.runtime.ledger import Ledger
+from osmotic.runtime.plan_text import plan_text
 from osmotic.runtime.record_noise import validated
-from osmotic.runtime.tables import ledger_text, plan_text
+from osmotic.runtime.tables import ledger_text
 from osmotic.runtime.verifying import _charge_problems, _set_problems, ledgers_of, verify
 from osmotic.schemas.errors import BudgetError, ConfigError, DataError, RefusedError
 from osmotic.schemas.noise import CountNoise

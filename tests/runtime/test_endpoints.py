@@ -72,7 +72,7 @@ def test_released_prompts_go_after_they_were_written_down(run_at: Any, shop: Any
 
 
 def test_the_plan_shows_the_crossing(shop: Any, toys: Registry, server: Any, tasks: Tasks) -> None:
-    from osmotic.runtime.tables import plan_text
+    from osmotic.runtime.plan_text import plan_text
 
     shop.defaults = server.listed()
     made = api.plan(

@@ -9,7 +9,7 @@ import pytest
 
 from osmotic.runtime import intervals, summary
 from osmotic.runtime.intervals import Outcomes, difference, interval, wilson, within
-from osmotic.runtime.tables import result_text
+from osmotic.runtime.result_text import result_text
 
 Make = Callable[[np.random.Generator], Outcomes]
 

@@ -26,7 +26,7 @@ def test_the_key_is_secret_and_stays(tmp_path: Path) -> None:
     first = Ledger(folder)
     first.close()
     again = Ledger(folder)
-    assert again.key == first.key and len(first.key) == 32
+    assert again.keys.content == first.keys.content and len(first.keys.content) == 32
     again.close()
     assert stat.S_IMODE((folder / "key").stat().st_mode) == 0o600
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700

@@ -262,7 +262,7 @@ def test_nothing_private_is_in_any_reply(desk: Desk, tasks: Tasks) -> None:
     desk.ask("north", "known", id="safe@north", producer="items@north", port="records")
     sent = b"".join(json.dumps(header).encode() + body for _, header, body in desk.replies)
     assert not any(digest.encode() in sent for digest in private)
-    assert b"north-1" not in sent and site.ledger.key.hex().encode() not in sent
+    assert b"north-1" not in sent and site.ledger.keys.content.hex().encode() not in sent
 
 
 def test_elsewhere_a_run_says_neither_how_long_it_took_nor_what_was_known(desk: Desk, tasks: Tasks) -> None:
@@ -270,7 +270,7 @@ def test_elsewhere_a_run_says_neither_how_long_it_took_nor_what_was_known(desk: 
     constant = {"cached": False, "seconds": 0.0}
     assert [desk.ask("north", "run", id="items@north")[0] for _ in range(2)] == [constant, constant]
     status = desk.ask("north", "status")[0]["status"]
-    assert status == {"items@north": "cached", "safe@north": "runs"}
+    assert status == {"items@north": "runs", "safe@north": "runs"}
     desk.services["north"].local = True
     assert desk.ask("north", "run", id="items@north")[0]["cached"] is True
 

@@ -9,7 +9,7 @@ import pytest
 
 from osmotic.plugins.host import Registry
 from osmotic.runtime import api, keys
-from osmotic.runtime.tables import plan_text
+from osmotic.runtime.plan_text import plan_text
 from osmotic.schemas.errors import ConfigError, DataError, RefusedError
 
 Place = Callable[..., Path]
@@ -84,7 +84,7 @@ def test_after_a_run_all_is_cached_bytes_are_known_and_the_budget_is_spent(toy: 
 def test_a_changed_configuration_is_named_where_it_changed(toy: Callable[..., Any]) -> None:
     toy(run=True)
     plan = toy("tasks.local.config.step=3")
-    assert reasons(plan)["local"] == ["changed config"] and reasons(plan)["average"] == ["after local"]
+    assert reasons(plan)["local"] == ["changed config (step)"] and reasons(plan)["average"] == ["after local"]
     assert plan["count"]["cached"] == 10 - 3
 
 
@@ -104,7 +104,7 @@ def test_a_changed_input_is_named(place: Place, pieces: Registry, tmp_path: Path
     api.run(path, home=tmp_path / "home", registry=pieces)
     api.run(path, overrides=("tasks.a.config.value=2",), home=tmp_path / "home", registry=pieces)
     path = place(f"{text}  b: {{component: join, at: server, inputs: {{a: a.other}}}}\n")
-    assert reasons(api.plan(path, home=tmp_path / "home", registry=pieces)) == {"a": [], "b": ["changed input"]}
+    assert reasons(api.plan(path, home=tmp_path / "home", registry=pieces)) == {"a": [], "b": ["changed input (a)"]}
 
 
 def test_new_code_is_named(toy: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,8 @@ import pytest
 from osmotic.plugins.accounting import compose
 from osmotic.plugins.host import Registry, build_registry
 from osmotic.runtime import api
-from osmotic.runtime.tables import ledger_text, plan_text
+from osmotic.runtime.plan_text import plan_text
+from osmotic.runtime.tables import ledger_text
 from osmotic.runtime.verifying import ledgers_of, verify
 from osmotic.schemas.errors import OsmoticError, RefusedError
 

@@ -13,8 +13,8 @@ import pytest
 from osmotic.plugins.host import Registry, build_registry
 from osmotic.runtime import api
 from osmotic.runtime.ledger import Ledger
+from osmotic.runtime.plan_text import plan_text
 from osmotic.runtime.store import Store
-from osmotic.runtime.tables import plan_text
 from osmotic.runtime.verifying import ledgers_of, verify
 from osmotic.schemas.errors import OsmoticError, RefusedError
 

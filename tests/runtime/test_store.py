@@ -51,11 +51,11 @@ def test_writing_equal_content_over_a_damaged_copy_mends_it(tmp_path: Path) -> N
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     store = Store(tmp_path)
 
-    def full(path: Path, content: bytes) -> None:
-        path.write_bytes(content[:1])
+    def full(path: str, content: bytes) -> None:
+        Path(path).write_bytes(content[:1])
         raise OSError(number, "full")
 
-    monkeypatch.setattr(module, "_write_synced", full)
+    monkeypatch.setattr(module, "_write", full)
     with pytest.raises(StoreError, match="disk is full"):
         store.put(Document("x" * 100))
     assert [p for p in (tmp_path / "objects").rglob("*") if p.is_file()] == []
@@ -65,7 +65,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_kill_while_writing_leaves_no_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(tmp_path)
-    monkeypatch.setattr(module, "_write_synced", lambda path, content: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(module, "_write", lambda path, content: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         store.put(Document(1))
     monkeypatch.undo()

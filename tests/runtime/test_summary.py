@@ -6,8 +6,9 @@ from typing import Any
 
 from osmotic.plugins.host import Registry
 from osmotic.runtime import api
+from osmotic.runtime.result_text import SHOWN, result_text
 from osmotic.runtime.summary import first_line, words
-from osmotic.runtime.tables import SHOWN, ledger_text, result_text
+from osmotic.runtime.tables import ledger_text
 
 Tasks = Callable[..., dict[str, Any]]
 

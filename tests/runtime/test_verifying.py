@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `osmotic verify` and `osmotic ledger` find out afterwards, from the folders of the parties alone."""
 
+import shutil
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from osmotic.plugins.host import Registry
 from osmotic.runtime import api
 from osmotic.runtime.ledger import GENESIS, Ledger
-from osmotic.runtime.verifying import ledgers_of, verify
+from osmotic.runtime.verifying import ELSEWHERE, ledgers_of, verify
 from osmotic.schemas.errors import DataError
 
 LOADED = {"component": "record_loader", "at": "clients", "config": {"data": "items"}}
@@ -98,3 +99,19 @@ def test_whatever_is_changed_is_found(home: Path, file: str, sql: str, said: str
     db.close()
     problems = verify(home)["problems"]
     assert problems and all(p.startswith("north: ") for p in problems) and any(said in p for p in problems), problems
+
+
+def test_a_folder_that_was_removed_hides_nothing(home: Path) -> None:
+    shutil.rmtree(home / "parties" / "north")
+    problems = verify(home)["problems"]
+    assert any(p.startswith("hub: the transcript has") and "from north, which has no folder here" in p for p in problems)
+
+
+def test_parties_of_other_machines_are_counted_and_not_compared(home: Path) -> None:
+    shutil.rmtree(home / "parties" / "north")
+    hub = Ledger(home / "parties" / "hub")
+    hub.remember(ELSEWHERE, '["north"]')
+    hub.close()
+    found = verify(home)
+    assert found["problems"] == [] and len(found["notes"]) == 1
+    assert found["notes"][0].startswith("hub: the other ends of ") and "at north, and were not compared" in found["notes"][0]

@@ -7,6 +7,8 @@ from typing import Any
 from osmotic.plugins.contract import Component, Mechanism, ModelPlugin, TablePlugin
 from osmotic.plugins.hookspecs import hookimpl
 
+osmotic_api = 1  # the version of the contract that this is written for
+
 
 @hookimpl
 def register_components() -> Iterable[type[Component[Any]]]:
