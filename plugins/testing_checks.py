@@ -2,21 +2,22 @@
 """What the conformance kit checks of every plugin: name, docstring, light import, own folder, no socket, honest labels."""
 
 import functools
-import hashlib
 import inspect
 import json
 import os
 import re
 import subprocess
 import sys
-from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from osmotic.plugins.contract import Artifact, Component, Context, Records, config_type
+from osmotic.plugins.contract import Artifact, Component, Context, Mechanism, Records, config_type
 from osmotic.plugins.guarding import Guard, guarded
+from osmotic.plugins.holding import HOLDERS, content_hash
+from osmotic.plugins.mechanisms import cache
 from osmotic.schemas.artifacts import digest_of
 from osmotic.schemas.errors import Code, OsmoticError, Problem
 from osmotic.schemas.pipeline import NAME
@@ -24,7 +25,7 @@ from osmotic.schemas.pipeline import NAME
 __all__ = ["ConformanceError", "Recorded", "check_contained", "check_identity", "check_imports", "check_labels", "contained"]
 
 HEAVY = ("torch", "transformers", "datasets", "deepspeed", "peft", "scipy", "sklearn", "pyarrow")
-_HOLDERS = (str, bytes, bytearray, int, float, list, tuple, dict, set, deque, Records)  # what can hold a record or a part of it
+_PYTHONS_OWN = ("_abc_", "__builtins__", "__pydantic_", "__warningregistry__")  # what changes by itself
 RELEASING = ("release", "feedback", "histogram", "noisy_votes", "private_training")
 
 
@@ -109,11 +110,10 @@ def _probed(module: str, file: str, _changed: int) -> tuple[int, str]:
 
 def remembered(cls: type[Any]) -> dict[str, str]:
     """Variables of the modules and classes of a plugin's package that can change, and a hash of what they hold now."""
-    package = cls.__module__.partition(".")[0]
-    own = package if package != "osmotic" else cls.__module__
+    own = _package(cls.__module__)
     found: dict[str, str] = {}
     for name, module in sorted(sys.modules.items()):
-        if name == cls.__module__ or name.startswith(f"{own}."):
+        if (name == cls.__module__ or f"{name}.".startswith(f"{own}.")) and isinstance(module, ModuleType):
             found |= _held(name, vars(module))
             for member in list(vars(module).values()):
                 if isinstance(member, type) and member.__module__ == name:
@@ -121,11 +121,20 @@ def remembered(cls: type[Any]) -> dict[str, str]:
     return found
 
 
+def _package(module: str) -> str:
+    """The plugin's own package: the outermost that has a file (a namespace is shared with others), else the module alone."""
+    parts = module.split(".")
+    outer = (".".join(parts[:n]) for n in range(1, len(parts)))
+    files = (name for name in outer if getattr(sys.modules.get(name), "__file__", None))
+    package = next(files, module)
+    return module if package == "osmotic" else package
+
+
 def _held(where: str, names: Mapping[str, Any]) -> dict[str, str]:
     return {
-        f"{where}.{name}": hashlib.sha256(f"{type(value).__name__} {value!r}".encode(errors="replace")).hexdigest()
+        f"{where}.{name}": content_hash(value)
         for name, value in list(names.items())
-        if not name.startswith("_abc_") and name != "__builtins__" and isinstance(value, _HOLDERS)
+        if not name.startswith(_PYTHONS_OWN) and isinstance(value, HOLDERS)
     }
 
 
@@ -170,8 +179,12 @@ def _not_contained(name: str, guard: Guard) -> ConformanceError:
 
 
 def check_contained(cls: type[Any], call: Any) -> Any:
-    """Call something of a mechanism or a model that has no folder of its own; gives what it gives."""
-    with contained(cls.name):
+    """Call something of a mechanism or a model that has no folder of its own; gives what it gives.
+
+    A mechanism may keep what it computed from the public table in osmotic's cache folder, and nowhere else.
+    """
+    keeps = issubclass(cls, Mechanism) and cache.usable()  # makes the folder
+    with contained(cls.name, *([cache.folder()] if keeps else [])):
         return call()
 
 

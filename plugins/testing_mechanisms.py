@@ -70,8 +70,8 @@ def check_mechanism(
 
     Configuration, name and docstring; log_prob has the right shape and does not depend on the batch; a claim of class
     certified, metric or partition holds; the sampler agrees with log_prob on rows that are fresh each time (`draws` a row,
-    false alarm below 1e-9) and gives the same under a seed; its code can be named by a hash; no file written, no socket, light
-    import. A wrapper's `inner` is one of the built-ins, or of `mechanisms` (name -> class).
+    false alarm below 1e-9) and gives the same under a seed; its code can be named by a hash; no file written (but into
+    osmotic's cache), no socket, light import. A wrapper's `inner` is one of the built-ins, or of `mechanisms` (name -> class).
     """
     import numpy as np
 

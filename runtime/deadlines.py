@@ -2,7 +2,8 @@
 """A task that neither returns nor tells progress is ended, by name, once its site's `deadline` has passed.
 
 Where a party has a process of its own (``--isolate``), that process answers with the error and ends. In one process the main
-thread is interrupted, which ends anything but compiled code that does not look up.
+thread is interrupted, which ends anything but compiled code that does not look up. The interruption is a SIGINT with a handler
+of our own, for the one that is there need not raise: a run in the background of a script begins with SIGINT ignored.
 """
 
 import signal
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from osmotic.schemas.errors import ComponentError, Problem
@@ -34,17 +36,21 @@ def in_time(site: "Site", task: str) -> Iterator[None]:
         told(name, done, total, note)
 
     site.progress = progress
-    watch.thread.start()
-    try:
-        yield
-    except KeyboardInterrupt:
-        if watch.passed.is_set():
-            raise watch.error() from None
-        raise
-    finally:
-        watch.done.set()
-        watch.thread.join()
-        site.progress = told
+    with watch.listening():
+        watch.thread.start()
+        try:
+            try:
+                yield
+            finally:
+                watch.done.set()
+        except KeyboardInterrupt:
+            if watch.passed.is_set():
+                raise watch.error() from None
+            raise
+        finally:
+            watch.done.set()
+            watch.thread.join()
+            site.progress = told
 
 
 class _Watch:
@@ -54,11 +60,36 @@ class _Watch:
         self.site, self.task, self.allowed = site, task, allowed
         self.last, self.done, self.passed = time.monotonic(), threading.Event(), threading.Event()
         self.runs_in_main = threading.current_thread() is threading.main_thread()
+        self.sent = False
         self.thread = threading.Thread(target=self._look, name=f"deadline of {task}", daemon=True)
 
     def seen(self) -> None:
         """There was progress."""
         self.last = time.monotonic()
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Our handler of SIGINT in place of the one that is there, where this task is to be interrupted by it."""
+        before = signal.getsignal(signal.SIGINT)
+        if self.site.overdue is not None or not self.runs_in_main or before is None:  # None: not Python's, nor to be put back
+            yield
+            return
+
+        def interrupted(number: int, frame: FrameType | None) -> None:
+            if self.sent:
+                self.sent = False
+                if not self.done.is_set():
+                    raise KeyboardInterrupt
+            elif callable(before):
+                before(number, frame)
+            elif before == signal.SIG_DFL:
+                raise KeyboardInterrupt
+
+        signal.signal(signal.SIGINT, interrupted)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def error(self) -> ComponentError:
         """What is told of a task that was ended."""
@@ -75,5 +106,6 @@ class _Watch:
             if self.site.overdue is not None:
                 self.site.overdue(self.error())
             elif self.runs_in_main:
+                self.sent = True
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
             return

@@ -74,19 +74,24 @@ def commands_of(block: str) -> list[tuple[str, list[str]]]:
 
 
 def pattern(shown: list[str]) -> str:
-    """What is shown, as a regular expression: ``...`` alone on a line stands for any lines, inside one for any text of it."""
+    """What is shown, as a regular expression: ``...`` alone on a line stands for any lines, inside one for any text of it.
+
+    Columns may stand farther apart: the longest names in a table are those of whatever else is installed.
+    """
     parts = []
     for line in shown:
         if line == "...":
             parts.append(r"(?:.*\n)*?")
         else:
-            parts.append(".*".join(re.escape(part) for part in line.rstrip().split("...")) + r"[ ]*\n")
+            texts = (re.sub(r"(?<=\S) {2,}(?=\S)", "\0", part) for part in line.rstrip().split("..."))
+            parts.append(".*".join(re.escape(text).replace("\0", " {2,}") for text in texts) + r"[ ]*\n")
     return "".join(parts)
 
 
 def test_patterns_tell_texts_apart() -> None:
     assert re.fullmatch(pattern(["a", "...", "b ... c"]), "a\nx\ny\nb 1 c\n")
     assert re.fullmatch(pattern(["a", "...", "b"]), "a\nb\n") and not re.fullmatch(pattern(["a", "b"]), "a\nx\nb\n")
+    assert re.fullmatch(pattern(["a  b...c  1"]), "a    b  c     1\n") and not re.fullmatch(pattern(["a  b"]), "a b\n")
 
 
 @pytest.mark.slow

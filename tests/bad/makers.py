@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from osmotic.plugins import host
 from osmotic.runtime import store
 
 RECORD = b'{"id": "a", "colour": "red", "size": "s"}\n'
@@ -73,6 +74,7 @@ def latin_letter(bench: Any) -> None:
 
 
 def unknown_plugin(bench: Any) -> None:
+    bench.monkeypatch.setattr(host, "entry_points", lambda group: ())  # whatever is installed here
     bench.monkeypatch.setenv("OSMOTIC_PLUGINS", "garden")
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Toy plugins, a small data set and site policies for the tests of the runtime."""
 
+import copy
 import importlib
 import json
 import sys
@@ -89,7 +90,7 @@ def tasks() -> Callable[..., dict[str, Any]]:
     """Loaded, sanitized, counted at the server; with more tasks, or others in their place."""
 
     def make(**more: Any) -> dict[str, Any]:
-        return {"items": LOADED, "safe": SANITIZED, "counted": COUNTED, **more}
+        return copy.deepcopy({"items": LOADED, "safe": SANITIZED, "counted": COUNTED, **more})
 
     return make
 

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A component that never returns is ended by name, in one process and in its own; one that tells progress is not."""
 
+import signal
 import threading
 import time
 import types
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,28 @@ def test_progress_and_no_deadline_leave_a_task_alone(deadline: float | None, tel
 def test_an_interrupt_by_the_user_stays_one() -> None:
     with pytest.raises(KeyboardInterrupt), in_time(Here(60.0), "a task"):  # type: ignore[arg-type]
         raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("before", [signal.SIG_IGN, signal.SIG_DFL, signal.default_int_handler, lambda number, frame: None])
+def test_it_is_ended_whatever_an_interrupt_does_here(before: Any) -> None:
+    """A run in the background of a script begins with SIGINT ignored; event loops and notebooks handle it themselves."""
+    at_first = signal.signal(signal.SIGINT, before)
+    try:
+        with pytest.raises(ComponentError, match=r"a task was ended"), in_time(Here(0.2), "a task"):  # type: ignore[arg-type]
+            time.sleep(60)
+        assert signal.getsignal(signal.SIGINT) == before
+    finally:
+        signal.signal(signal.SIGINT, at_first)
+
+
+@pytest.mark.parametrize(("before", "raises"), [(signal.SIG_IGN, False), (signal.default_int_handler, True)])
+def test_an_interrupt_from_outside_does_what_it_did(before: Any, raises: bool) -> None:
+    at_first = signal.signal(signal.SIGINT, before)
+    try:
+        with pytest.raises(KeyboardInterrupt) if raises else nullcontext(), in_time(Here(60.0), "a task"):  # type: ignore[arg-type]
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, at_first)
 
 
 def test_a_process_that_can_be_ended_answers_with_the_error() -> None:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Answers of a model server that were paid for: found again by who may ask, in everybody's account, by settings and seed."""
 
+import contextlib
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -163,16 +165,16 @@ def test_answers_of_other_settings_are_not_taken_over(
 
 def test_crossings_wait_for_the_disk_whatever_the_journal_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = Ledger(tmp_path)
-    levels: list[tuple[str, int]] = []
+    levels: list[int] = []
+    real = ledger.transaction
 
-    def level() -> int:
-        return int(ledger.query("PRAGMA main.synchronous")[0][0])
+    @contextlib.contextmanager
+    def watched() -> Iterator[sqlite3.Connection]:
+        with real() as db:
+            levels.append(int(ledger.query("PRAGMA main.synchronous")[0][0]))
+            yield db
 
-    append, original = ledger.append, TaskJournal.put_all
-    monkeypatch.setattr(ledger, "append", lambda *given: (levels.append(("cross", level())), append(*given))[1])
-    monkeypatch.setattr(
-        TaskJournal, "put_all", lambda journal, values: (levels.append(("put", level())), original(journal, values))[1]
-    )
+    monkeypatch.setattr(ledger, "transaction", watched)
     journal = TaskJournal(ledger, "task", "rows")
 
     def cross() -> None:
@@ -186,6 +188,6 @@ def test_crossings_wait_for_the_disk_whatever_the_journal_does(tmp_path: Path, m
     with pytest.raises(ValueError, match="JSON"):
         journal.put("d", float("nan"))
     cross()
-    assert levels == [("put", 2), ("put", 1), ("cross", 2), ("put", 1), ("cross", 2)]
+    assert levels == [2, 1, 2, 1, 2]  # 2: FULL
     assert [journal.get(key) for key in "abcd"] == [1, 2, 3, None]
     ledger.close()

@@ -56,7 +56,7 @@ def test_short_tasks_do_not_wait_for_the_disk_and_crossings_do(
 ) -> None:
     """The artifacts of a short task are left to the operating system."""
     synced: list[str] = []
-    monkeypatch.setattr(store, "_sync", lambda path: synced.append(str(path)))
+    monkeypatch.setattr(store, "sync", lambda path: synced.append(str(path)))
     monkeypatch.setattr(ledger, "SYNC_EVERY", 1e9)
     file = shop.write(tasks())
     api.run(file, home=shop.home, registry=toys)
