@@ -214,7 +214,7 @@ def test_the_bridge_uses_the_standard_library_of_python_3_8() -> None:
 
 
 def test_heartbeats_end_with_a_last_one() -> None:
-    post, broken = Post(), []
+    post, broken, before = Post(), [], set(threading.enumerate())
     ours, theirs = (
         Beats(
             Channel(Context(Federation(post), me, PARTIES), "beat", "t", threading.Lock(), {GUEST: "a_b", HOST: "a_b"}),
@@ -228,7 +228,8 @@ def test_heartbeats_end_with_a_last_one() -> None:
         beats.meet(other)
     time.sleep(0.2)
     ours.stop()
-    reader = next(thread for thread in threading.enumerate() if thread.name == f"heartbeats of {GUEST}")
+    new = set(threading.enumerate()) - before
+    reader = next(thread for thread in new if thread.name == f"heartbeats of {GUEST}")
     reader.join(5)
     assert not reader.is_alive() and theirs.seen[GUEST] >= 2 and ours.seen == {} and broken == []
     assert not [key for key in post.values if key[2] == PARTIES[0]], "nothing of it is left unread"

@@ -90,7 +90,7 @@ def tasks() -> Callable[..., dict[str, Any]]:
     """Loaded, sanitized, counted at the server; with more tasks, or others in their place."""
 
     def make(**more: Any) -> dict[str, Any]:
-        return copy.deepcopy({"items": LOADED, "safe": SANITIZED, "counted": COUNTED, **more})
+        return {**copy.deepcopy({"items": LOADED, "safe": SANITIZED, "counted": COUNTED}), **more}
 
     return make
 
