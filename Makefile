@@ -58,7 +58,7 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml $(CODE)
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml $(CODE)
 	rm -rf build
-	$(PIP) install -q -c constraints.txt '.[dev,deepspeed,dp,eval,openai,smollm2,tables]'
+	$(PIP) install -q -c constraints.txt '.[dev,deepspeed,dp,eval,nvflare,openai,smollm2,tables]'
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.example: $(VENV)/.dev $(shell find tests/plugin_example -type f -not -path '*/__pycache__/*' -not -path '*/build/*' -not -path '*.egg-info/*' 2>/dev/null)

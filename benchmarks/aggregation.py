@@ -60,7 +60,7 @@ print(json.dumps({"seconds": took, "cpu": cpu, "peak": resource.getrusage(resour
 def make(folder: Path) -> list[str]:
     """Distinct adapters in a store, and flat for the peers; returns the digests."""
     from osmotic.plugins.contract import Weights
-    from osmotic.runtime.store import Store
+    from osmotic.runtime.storage.store import Store
 
     store, digests = Store(folder / "store"), []
     for i in range(DISTINCT):
@@ -77,7 +77,7 @@ def work(folder: Path, rule: str, count: int, digests: list[str]) -> dict[str, f
     from osmotic.components.aggregator import Aggregator, AggregatorConfig
     from osmotic.plugins.contract import Gathered, Weights
     from osmotic.plugins.testing import FakeContext
-    from osmotic.runtime.store import Store
+    from osmotic.runtime.storage.store import Store
 
     store = Store(folder / "store")
     named = {f"p{i:05d}": digests[i % DISTINCT] for i in range(count)}

@@ -195,7 +195,7 @@ def finish(process: "subprocess.Popen[bytes]") -> None:
 
 def wrong_rows(folder: Path, rows: int) -> int:
     """Rows of the finished run that are missing or have no answer or another prompt's."""
-    from osmotic.runtime.store import Store
+    from osmotic.runtime.storage.store import Store
     from osmotic.schemas.artifacts import Records
 
     party = folder / "home" / "parties" / "north"

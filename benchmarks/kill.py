@@ -65,7 +65,8 @@ def write(folder: Path, records: int) -> None:
 
 
 CHILD = """
-from osmotic.runtime import cli, releases
+from osmotic.runtime import cli
+from osmotic.runtime.privacy import releases
 real = releases.Releaser.release
 def release(*given, **named):
     print("begun", flush=True)
@@ -137,7 +138,7 @@ def finish(folder: Path, vault: str) -> tuple[float, float]:
 
 def check(folder: Path, vault: str, clean: dict[str, Any]) -> list[str]:
     """What is wrong with a finished vault, compared with that of a clean run."""
-    from osmotic.runtime.verifying import verify
+    from osmotic.runtime.results.verifying import verify
 
     found = totals(ledger_of(folder, vault))
     problems = [f"{vault}: {text}" for text in verify(folder / vault)["problems"]]

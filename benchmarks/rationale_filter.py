@@ -22,7 +22,7 @@ from typing import Any
 from osmotic import testing
 from osmotic.components.rationale_filter import RationaleFilter
 from osmotic.plugins.contract import Records
-from osmotic.runtime.intervals import wilson
+from osmotic.runtime.results.intervals import wilson
 from osmotic.schemas.records import FieldSpec, RecordSchema
 
 Row = dict[str, Any]

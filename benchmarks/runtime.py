@@ -31,7 +31,7 @@ from osmotic.plugins.contract import Component, Config, Context, Document, Gathe
 from osmotic.plugins.hookspecs import hookimpl
 from osmotic.plugins.host import Registry, build_registry
 from osmotic.runtime import api
-from osmotic.runtime.store import Store
+from osmotic.runtime.storage.store import Store
 from osmotic.schemas.artifacts import digest_of
 
 PEERS = {"steps": ["kedro", "haystack-ai"], "flows": ["snakemake", "dvc"]}

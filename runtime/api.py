@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from osmotic.plugins.host import Registry, build_registry
-from osmotic.runtime.asked import Asked
-from osmotic.runtime.checks import Configs, model_fields, slot_problems
-from osmotic.runtime.data import Datasets
-from osmotic.runtime.endpoints import address_of
-from osmotic.runtime.flow import Flow, infer
-from osmotic.runtime.graph import Graph, Instance
-from osmotic.runtime.load import Loaded, find, load, sites_file
-from osmotic.runtime.policies import Policies, beside, check_binds, open_site, policies_of
+from osmotic.runtime.party.data import Datasets
+from osmotic.runtime.party.endpoints import address_of
+from osmotic.runtime.party.policies import Policies, beside, check_binds, open_site, policies_of
+from osmotic.runtime.party.site import Site
+from osmotic.runtime.plan.asked import Asked
+from osmotic.runtime.plan.checks import Configs, model_fields, slot_problems
+from osmotic.runtime.plan.flow import Flow, infer
+from osmotic.runtime.plan.graph import Graph, Instance
+from osmotic.runtime.plan.load import Loaded, find, load, sites_file
 from osmotic.runtime.run import Runner, Watcher, accept, locked, settle
-from osmotic.runtime.site import Site
-from osmotic.runtime.store import disk
-from osmotic.runtime.watch import watched
+from osmotic.runtime.screen.watch import watched
+from osmotic.runtime.storage.store import disk
 from osmotic.schemas.errors import ConfigError, OsmoticError, Problem, RefusedError
 
 if TYPE_CHECKING:
@@ -109,15 +109,16 @@ def run(
     binds: tuple[str, ...] = (), isolate: bool = False, jobs: int = 1, watcher: Watcher | None = None,
     registry: Registry | None = None, lock: Path | bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Run a pipeline on this machine; returns the summary (see `runtime.summary`), also saved in ``home/run.json``.
+    """Run a pipeline on this machine; returns the summary (see `runtime.results.summary`), also saved in ``home/run.json``.
 
     isolate: a process a party; jobs: so many processes a party, more than one isolates too. lock: a lock file, or True for the
     one beside the pipeline or of the last run: other code than that is refused. Raises OsmoticError; whatever had been
     finished is found again by the next run.
     """
-    from osmotic.runtime import actuals, locking
     from osmotic.runtime.reporting.gather import plan_of
-    from osmotic.runtime.summary import summarise
+    from osmotic.runtime.results import actuals
+    from osmotic.runtime.results.summary import summarise
+    from osmotic.runtime.tools import locking
 
     ready = prepare(pipeline, overrides=overrides, sites=sites, home=home, binds=binds, registry=registry)
     if lock:
@@ -188,9 +189,9 @@ def _accept_together(ready: Prepared) -> None:
 
 def save(ready: Prepared, summary: dict[str, Any]) -> None:
     """Write ``run.json`` and ``report.html`` into the home folder."""
-    from osmotic.runtime import actuals
     from osmotic.runtime.reporting.gather import books, installed
     from osmotic.runtime.reporting.page import render
+    from osmotic.runtime.results import actuals
 
     with actuals.sites_of(ready) as own:
         ledgers = [books(site) for site in own.values()]
@@ -205,7 +206,7 @@ def plan(
     binds: tuple[str, ...] = (), registry: Registry | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """What a run would do: tasks with reasons, crossings with labels, budget, refusals. Reads, and changes nothing."""
-    from osmotic.runtime.planning import describe
+    from osmotic.runtime.plan.planning import describe
 
     ready = prepare(pipeline, overrides=overrides, sites=sites, home=home, binds=binds, registry=registry)
     with _reading(ready) as (opened, inferred):
@@ -225,8 +226,8 @@ def why(
     task: str, pipeline: str | Path, *, overrides: tuple[str, ...] = (), sites: Path | None = None, home: Path | None = None,
     binds: tuple[str, ...] = (), registry: Registry | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Why a task would run or is found finished, what it depends on, whose data that is (see `runtime.explaining`)."""
-    from osmotic.runtime.explaining import explain
+    """Why a task would run or is found finished, what it depends on, whose data that is (see `runtime.plan.explaining`)."""
+    from osmotic.runtime.plan.explaining import explain
 
     ready = prepare(pipeline, overrides=overrides, sites=sites, home=home, binds=binds, registry=registry)
     with _reading(ready) as (opened, inferred):
@@ -246,7 +247,7 @@ def call(
     data, else in `home`. models: as in a pipeline, without 'at'. Returns every output, those that
     may not leave the party too: the caller is the party. Raises ConfigError, DataError, RefusedError or ComponentError.
     """
-    from osmotic.runtime.single import Call
+    from osmotic.runtime.party.single import Call
 
     made = Call(component, dict(config or {}), party, data, dict(models or {}), registry or build_registry())
     return made.run(records, dict(inputs or {}), site, home)

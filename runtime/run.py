@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from osmotic.runtime.absence import lacks
-from osmotic.runtime.graph import Edge, Graph, Instance
-from osmotic.runtime.membrane import edge_id
-from osmotic.runtime.stopping import Stops
-from osmotic.runtime.store import disk
+from osmotic.runtime.party.membrane import edge_id
+from osmotic.runtime.plan.absence import lacks
+from osmotic.runtime.plan.graph import Edge, Graph, Instance
+from osmotic.runtime.plan.stopping import Stops
+from osmotic.runtime.storage.store import disk
 from osmotic.runtime.transports.base import Header, Reply, Transport
 from osmotic.schemas.errors import (
     BudgetError,

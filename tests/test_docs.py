@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from osmotic.runtime.cli_text import cli_markdown
+from osmotic.runtime.screen.cli_text import cli_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

@@ -12,8 +12,8 @@ from osmotic.runtime.commands.options import JsonOption
 
 def ledger(home: Annotated[Path, typer.Argument(help="Folder of a run.")], json_: JsonOption = False) -> None:
     """What each party of a run folder has spent: per data set, per document, by which mechanisms."""
-    from osmotic.runtime.tables import ledger_text
-    from osmotic.runtime.verifying import ledgers_of
+    from osmotic.runtime.results.verifying import ledgers_of
+    from osmotic.runtime.screen.tables import ledger_text
 
     found = ledgers_of(home)
     print(json.dumps(found, sort_keys=True) if json_ else ledger_text(found))
@@ -21,7 +21,7 @@ def ledger(home: Annotated[Path, typer.Argument(help="Folder of a run.")], json_
 
 def verify(home: Annotated[Path, typer.Argument(help="Folder of a run.")], json_: JsonOption = False) -> None:
     """Check ledgers and transcripts: chains unbroken, charges equal releases, both ends of every crossing agree."""
-    from osmotic.runtime.verifying import verify as check
+    from osmotic.runtime.results.verifying import verify as check
     from osmotic.schemas.errors import Problem, StoreError
 
     found = check(home)

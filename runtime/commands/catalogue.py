@@ -14,7 +14,7 @@ from osmotic.runtime.commands.options import JsonOption
 def components(json_: JsonOption = False) -> None:
     """The components that pipelines can name, with their ports."""
     from osmotic.plugins.host import build_registry
-    from osmotic.runtime.tables import components_text, components_values
+    from osmotic.runtime.screen.tables import components_text, components_values
 
     values = components_values(build_registry())
     print(json.dumps(values, sort_keys=True) if json_ else components_text(values))
@@ -26,11 +26,11 @@ def plugins(
 ) -> None:
     """What is registered, by which distribution, and which plugins could not be loaded and why."""
     from osmotic.plugins.host import build_registry
-    from osmotic.runtime.tables import plugins_text, plugins_values
+    from osmotic.runtime.screen.tables import plugins_text, plugins_values
 
     registry = build_registry()
     if lock is not None:
-        from osmotic.runtime.locking import write_lock
+        from osmotic.runtime.tools.locking import write_lock
 
         write_lock(lock, registry)
         print(f"written to {lock}; run with it: osmotic run PIPELINE --lock {lock}", file=sys.stderr)
@@ -44,12 +44,12 @@ def schema(
     write: Annotated[Path | None, typer.Option("--write", help="Write all into a folder, with what is installed.")] = None,
 ) -> None:
     """JSON Schemas of every document, for editors and for others' tools."""
-    from osmotic.runtime.tables import schema_command
+    from osmotic.runtime.screen.tables import schema_command
 
     if write is not None:
         from osmotic.plugins.host import build_registry
-        from osmotic.runtime.editing import write_schemas
-        from osmotic.runtime.store import disk
+        from osmotic.runtime.storage.store import disk
+        from osmotic.runtime.tools.editing import write_schemas
 
         with disk(write):
             written = write_schemas(write, build_registry())

@@ -20,8 +20,8 @@ def why(
 ) -> None:  # fmt: skip
     """Say why a task would run or is found finished, what it depends on, who needs it, and whose data its inputs carry."""
     from osmotic.runtime import api
-    from osmotic.runtime.asked import asked_of
-    from osmotic.runtime.explaining import why_text
+    from osmotic.runtime.plan.asked import asked_of
+    from osmotic.runtime.plan.explaining import why_text
 
     asked = asked_of(pipeline, tuple(set_ or ()), sites, tuple(bind or ()), home)
     found = api.why(task, asked.pipeline, overrides=asked.overrides, sites=asked.sites, binds=asked.binds, home=asked.home)
@@ -34,8 +34,8 @@ def diff(
     json_: JsonOption = False,
 ) -> None:
     """Compare two runs: configuration, data, code, guarantee, bytes, results with their intervals."""
-    from osmotic.runtime.diffing import diff as compare
-    from osmotic.runtime.diffing import diff_text
+    from osmotic.runtime.results.diffing import diff as compare
+    from osmotic.runtime.results.diffing import diff_text
 
     found = compare(first, second)
     print(json.dumps(found, sort_keys=True) if json_ else diff_text(found))

@@ -45,7 +45,7 @@ def fate_llm(
     json_: JsonOption = False,
 ) -> None:
     """Convert what FATE-LLM reads and writes: prompts, token tables, records with perturbed_doc. Pickles are refused."""
-    from osmotic.runtime.converting import convert
+    from osmotic.runtime.tools.converting import convert
 
     found = convert(path, out)
     if json_:

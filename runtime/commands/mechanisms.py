@@ -20,7 +20,7 @@ def certify(
 ) -> None:  # fmt: skip
     """Compute the true epsilon of a mechanism over a table, and its card. Exit code 4 when a claim does not hold."""
     from osmotic.plugins.host import build_registry
-    from osmotic.runtime.certifying import certify_command, found_json, found_text
+    from osmotic.runtime.tools.certifying import certify_command, found_json, found_text
     from osmotic.schemas.errors import Problem, RefusedError
 
     found = certify_command(build_registry(), mechanism, epsilon, tuple(set_ or ()), table, sampled, draws, prior, model)
@@ -41,7 +41,7 @@ def sanitize(
     Nothing is stored or charged: every call draws anew, and the epsilons of all calls on the same text add up.
     """
     from osmotic.plugins.host import build_registry
-    from osmotic.runtime.sanitizing import prepare, read_input, sanitize_command
+    from osmotic.runtime.tools.sanitizing import prepare, read_input, sanitize_command
 
     given = read_input(file, sys.stdin.buffer) if file else None  # a file that cannot be read is told before a long certificate
     ready = prepare(build_registry(), mechanism, epsilon, tuple(set_ or ()), table, model)
@@ -55,7 +55,7 @@ def prompts(
 ) -> None:
     """Convert the prompts of a FATE-LLM data set file, or say where they cannot work (exit code 2). No model is loaded."""
     from osmotic.plugins.labelled.fate_llm import read_fate_llm
-    from osmotic.runtime.prompts import prompts_json, prompts_text
+    from osmotic.runtime.tools.prompts import prompts_json, prompts_text
 
     found = read_fate_llm(file, strict)
     for note in () if json_ else found.notes:

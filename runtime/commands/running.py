@@ -32,19 +32,19 @@ def run(
 ) -> None:  # fmt: skip
     """Run a pipeline; running it again does only what is missing and spends nothing twice."""
     from osmotic.runtime import api
-    from osmotic.runtime.console import Console
+    from osmotic.runtime.screen.console import Console
 
     watcher = api.Quiet() if quiet else Console(sys.stderr)
     given = options(set_, sites, bind, home)
     summary = api.run(pipeline, isolate=isolate, jobs=jobs, watcher=watcher, lock=lock or locked, **given)
     if table is not None:
-        from osmotic.runtime.table_file import write_table
+        from osmotic.runtime.results.table_file import write_table
 
         write_table(summary, table)
     if json_:
         print(json.dumps(summary, sort_keys=True))
     else:
-        from osmotic.runtime.result_text import result_text
+        from osmotic.runtime.results.result_text import result_text
 
         print(result_text(summary))
 
@@ -55,7 +55,7 @@ def plan(
 ) -> None:  # fmt: skip
     """Show what a run would do: tasks and why, what crosses under which label, budget. Exit code 4 if a site refuses."""
     from osmotic.runtime import api
-    from osmotic.runtime.plan_text import plan_text
+    from osmotic.runtime.screen.plan_text import plan_text
     from osmotic.schemas.errors import Problem, RefusedError
 
     described = api.plan(pipeline, **options(set_, sites, bind, home))
@@ -83,8 +83,8 @@ def report(
 ) -> None:
     """Write the report of a finished run again and say where it is."""
     from osmotic.runtime.reporting.page import rendered
-    from osmotic.runtime.store import disk
-    from osmotic.runtime.verifying import own_summary_of, summary_of
+    from osmotic.runtime.results.verifying import own_summary_of, summary_of
+    from osmotic.runtime.storage.store import disk
 
     folder = home / "parties" / party if party else home
     text = rendered(own_summary_of(home, party) if party else summary_of(home), folder)

@@ -21,7 +21,7 @@ def status(
     json_: JsonOption = False,
 ) -> None:
     """How far a run has come: tasks, what each party is doing and how fast, what was spent. Reads only; safe beside the run."""
-    from osmotic.runtime.status_text import latest, status_of, status_text
+    from osmotic.runtime.screen.status_text import latest, status_of, status_text
 
     place = home or latest(Path("osmotic-runs"))
     live, lines = watch and sys.stdout.isatty(), 0
@@ -46,7 +46,7 @@ def gc(
     json_: JsonOption = False,
 ) -> None:
     """Take away artifacts, scratch and answers that the last run does not need. Never releases, ledgers or keys."""
-    from osmotic.runtime.collecting import collect
+    from osmotic.runtime.storage.collecting import collect
 
     found = collect(home, delete, keep_all=not keep_last)
     if json_:
@@ -71,7 +71,7 @@ def backup(
     party: PartyOption = None, json_: JsonOption = False,
 ) -> None:  # fmt: skip
     """Copy each party's ledger, keys and what belongs to them, checked. Refused while a run is on."""
-    from osmotic.runtime.keeping import backup as make
+    from osmotic.runtime.storage.keeping import backup as make
 
     _told(make(home, folder, party), json_, "{party}: {charges} charges, {keys} keys, in {folder}")
 
@@ -84,7 +84,7 @@ def restore(
     json_: JsonOption = False,
 ) -> None:  # fmt: skip
     """Put back keys that were lost, or a whole ledger. A ledger that is there is never replaced by an older one."""
-    from osmotic.runtime.keeping import restore as put_back
+    from osmotic.runtime.storage.keeping import restore as put_back
 
     _told(put_back(home, folder, party, older), json_, "{party}: restored {restored}")
 
@@ -92,7 +92,7 @@ def restore(
 @keys.command()
 def rotate(home: HomeArgument, party: PartyOption = None, json_: JsonOption = False) -> None:
     """Put a fresh key over the others and re-key all look-ups, in one transaction: nothing is lost or spent."""
-    from osmotic.runtime.keeping import rotate as change
+    from osmotic.runtime.storage.keeping import rotate as change
 
     _told(change(home, party), json_, "{party}: {keys} keys now, {releases} releases re-keyed; make a backup")
 

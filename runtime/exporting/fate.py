@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from osmotic.plugins.host import build_registry
-from osmotic.runtime.checks import Configs
 from osmotic.runtime.exporting.fate_files import documents, write
 from osmotic.runtime.exporting.fate_job import FateJob, FateTask
 from osmotic.runtime.exporting.fate_parties import role_map, shares
-from osmotic.runtime.graph import Graph
-from osmotic.runtime.load import Loaded, find, load, shipped
-from osmotic.runtime.policies import beside
+from osmotic.runtime.party.policies import beside
+from osmotic.runtime.plan.checks import Configs
+from osmotic.runtime.plan.graph import Graph
+from osmotic.runtime.plan.load import Loaded, find, load, shipped
 from osmotic.schemas.errors import ConfigError, Problem
 
 

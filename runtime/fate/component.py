@@ -19,16 +19,16 @@ from pydantic import Field
 from osmotic.plugins.contract import Port, input_ports
 from osmotic.plugins.datafiles import load_records
 from osmotic.plugins.host import Registry, build_registry
-from osmotic.runtime import accounts
-from osmotic.runtime.data import Datasets
 from osmotic.runtime.fate import handing, wire
 from osmotic.runtime.fate.folders import artifact
 from osmotic.runtime.fate.giving import path_of, write_json
 from osmotic.runtime.fate.parameters import HOME, SiteFile, check_party, site_of
 from osmotic.runtime.fate.taking import data_file
-from osmotic.runtime.policies import Policies, policies_of
-from osmotic.runtime.single import Call
-from osmotic.runtime.site import Ref, Site
+from osmotic.runtime.party.data import Datasets
+from osmotic.runtime.party.policies import Policies, policies_of
+from osmotic.runtime.party.single import Call
+from osmotic.runtime.party.site import Ref, Site
+from osmotic.runtime.privacy import accounts
 from osmotic.schemas.artifacts import Artifact, Metrics, Records
 from osmotic.schemas.base import Config
 from osmotic.schemas.errors import Code, ConfigError, DataError, MembraneError, OsmoticError, Problem, RefusedError

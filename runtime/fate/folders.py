@@ -9,7 +9,7 @@ counts as data of the binding that the site's policy gives it.
 import json
 from pathlib import Path
 
-from osmotic.runtime.store import disk
+from osmotic.runtime.storage.store import disk
 from osmotic.schemas.artifacts import KINDS, Artifact, digest_of
 from osmotic.schemas.errors import DataError, Problem
 

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from osmotic import __version__
 from osmotic.plugins.contract import Metrics
-from osmotic.runtime import accounts
 from osmotic.runtime.fate.handing import FOLDERS, JSON, hand, nothing
 from osmotic.runtime.fate.link import Link
 from osmotic.runtime.fate.wire import Place
-from osmotic.runtime.membrane import edge_id
-from osmotic.runtime.nodes import word
+from osmotic.runtime.party.membrane import edge_id
+from osmotic.runtime.party.service import Service
+from osmotic.runtime.party.site import Site
+from osmotic.runtime.plan.nodes import word
+from osmotic.runtime.privacy import accounts
 from osmotic.runtime.reporting.own import crossings_of
-from osmotic.runtime.service import Service
-from osmotic.runtime.site import Site
-from osmotic.runtime.store import disk
+from osmotic.runtime.storage.store import disk
 from osmotic.schemas.errors import ConfigError, MembraneError, Problem
 from osmotic.schemas.labels import Label
 

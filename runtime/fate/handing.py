@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from osmotic import __version__
-from osmotic.runtime import membrane
 from osmotic.runtime.fate.folders import MANIFEST
 from osmotic.runtime.fate.wire import Place
-from osmotic.runtime.flow import infer
-from osmotic.runtime.graph import Graph, Instance
-from osmotic.runtime.site import Ref, Site
-from osmotic.runtime.store import disk
+from osmotic.runtime.party import membrane
+from osmotic.runtime.party.site import Ref, Site
+from osmotic.runtime.plan.flow import infer
+from osmotic.runtime.plan.graph import Graph, Instance
+from osmotic.runtime.storage.store import disk
 from osmotic.schemas.artifacts import canonical
 from osmotic.schemas.errors import ConfigError, MembraneError, Problem
 from osmotic.schemas.labels import Label

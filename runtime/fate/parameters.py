@@ -16,8 +16,8 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from osmotic.runtime.fate.wire import FATE_ROLES, Start, read
-from osmotic.runtime.load import Loaded, expanded, load, load_text, shipped
-from osmotic.runtime.policies import Policies, beside, policies_of
+from osmotic.runtime.party.policies import Policies, beside, policies_of
+from osmotic.runtime.plan.load import Loaded, expanded, load, load_text, shipped
 from osmotic.schemas.base import Config
 from osmotic.schemas.errors import ConfigError, Problem, RefusedError
 from osmotic.schemas.messages import fingerprint

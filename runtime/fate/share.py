@@ -13,21 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from osmotic.plugins.host import build_registry
-from osmotic.runtime.checks import Configs
 from osmotic.runtime.fate import giving, wire
 from osmotic.runtime.fate.handing import Handed, planned
 from osmotic.runtime.fate.link import Link, unknown
 from osmotic.runtime.fate.mapping import assign, coordinator_of, in_order
 from osmotic.runtime.fate.parameters import Settings, check_names, check_party, located, settings
 from osmotic.runtime.fate.taking import binds
-from osmotic.runtime.graph import Graph, Instance
-from osmotic.runtime.policies import open_site
+from osmotic.runtime.party.policies import open_site
+from osmotic.runtime.party.service import Service
+from osmotic.runtime.party.site import Site
+from osmotic.runtime.plan.checks import Configs
+from osmotic.runtime.plan.graph import Graph, Instance
+from osmotic.runtime.results.verifying import ELSEWHERE
 from osmotic.runtime.run import Runner, accept, locked, settle
-from osmotic.runtime.service import Service
-from osmotic.runtime.site import Site
-from osmotic.runtime.store import disk
+from osmotic.runtime.storage.store import disk
 from osmotic.runtime.transports.fate import Fate, plain
-from osmotic.runtime.verifying import ELSEWHERE
 from osmotic.schemas.errors import Code, OsmoticError, PeerError, Problem, ProtocolFault, RefusedError
 
 
@@ -192,7 +192,7 @@ class Watching:
 
 def coordinate(share: Share, link: Link) -> dict[str, Any]:
     """Run the plan. Whatever ends it is told to everybody by party and code."""
-    from osmotic.runtime.summary import summarise
+    from osmotic.runtime.results.summary import summarise
 
     watcher = Watching(link)
     service = Service(share.site, local=True)

@@ -32,7 +32,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, Field
 
 from osmotic import __version__
-from osmotic.runtime.keys import RULES
+from osmotic.runtime.party.keys import RULES
 from osmotic.schemas.base import Config
 from osmotic.schemas.errors import ConfigError, Problem, ProtocolError
 from osmotic.schemas.source import Source, validate

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from osmotic.runtime.charging import per, weakest
+from osmotic.runtime.privacy.charging import per, weakest
 from osmotic.schemas.pipeline import ReportSpec
 
 WIDE, HIGH, LEFT, TOP, BOTTOM, ASIDE = 720, 400, 62, 20, 56, 132  # of the drawing, in SVG units

@@ -11,15 +11,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from osmotic.runtime.accounts import summary
-from osmotic.runtime.checks import Configs
-from osmotic.runtime.estimating import Shape, shapes, size_of
-from osmotic.runtime.flow import Flow
-from osmotic.runtime.graph import Graph, Instance
-from osmotic.runtime.membrane import edge_id
-from osmotic.runtime.nodes import word
+from osmotic.runtime.party.membrane import edge_id
+from osmotic.runtime.party.site import Site
+from osmotic.runtime.plan.checks import Configs
+from osmotic.runtime.plan.estimating import Shape, shapes, size_of
+from osmotic.runtime.plan.flow import Flow
+from osmotic.runtime.plan.graph import Graph, Instance
+from osmotic.runtime.plan.nodes import word
+from osmotic.runtime.privacy.accounts import summary
 from osmotic.runtime.run import ask
-from osmotic.runtime.site import Site
 from osmotic.runtime.transports.base import Transport
 from osmotic.schemas.errors import OsmoticError
 from osmotic.schemas.guarantees import Card

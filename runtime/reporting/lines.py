@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from osmotic.runtime.nodes import word
+from osmotic.runtime.plan.nodes import word
 from osmotic.schemas.pipeline import Pipeline
 
 WIDE, HIGH = 640, 400  # of the whole drawing, in SVG units

@@ -10,15 +10,15 @@ from dataclasses import asdict
 from typing import Any
 
 from osmotic.plugins.contract import Document, Metrics, Records
-from osmotic.runtime.accounts import account, called
-from osmotic.runtime.flow import infer
-from osmotic.runtime.graph import Graph
-from osmotic.runtime.ledger import Ledger
+from osmotic.runtime.party.site import Site
+from osmotic.runtime.plan.flow import infer
+from osmotic.runtime.plan.graph import Graph
+from osmotic.runtime.privacy.accounts import account, called
 from osmotic.runtime.reporting.gather import books, guessed, planned, transcript
 from osmotic.runtime.reporting.page import render
+from osmotic.runtime.results.summary import summarise
 from osmotic.runtime.run import Crossed, Outcome
-from osmotic.runtime.site import Site
-from osmotic.runtime.summary import summarise
+from osmotic.runtime.storage.ledger import Ledger
 from osmotic.schemas.artifacts import canonical
 from osmotic.schemas.errors import MembraneError, Problem
 

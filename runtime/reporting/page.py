@@ -14,14 +14,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from osmotic.runtime.charging import per
+from osmotic.runtime.privacy.charging import per
 from osmotic.runtime.reporting import cards, curves, dots, frontier, words
 from osmotic.runtime.reporting.beside import laid_out
 from osmotic.runtime.reporting.crossed import crossed, parties_of, roles_of, times, with_labels
 from osmotic.runtime.reporting.dots import scale
 from osmotic.runtime.reporting.graph import lay_out
 from osmotic.runtime.reporting.lines import draw
-from osmotic.runtime.tables import number_of
+from osmotic.runtime.screen.tables import number_of
 from osmotic.schemas.errors import DataError, Problem
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ MANY = 200  # rows of one table that are shown
 
 
 def render(summary: Mapping[str, Any], *, title: str | None = None) -> str:
-    """The report of a run as HTML: `summary` is what `runtime.summary.summarise` returns.
+    """The report of a run as HTML: `summary` is what `runtime.results.summary.summarise` returns.
 
     Optional keys: ``ledger``, the parties' `gather.books`; ``party``, whose own report it is; ``lock``, what was installed.
     `title` replaces the pipeline's name in the heading.

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from osmotic.runtime.charging import each_once, per
+from osmotic.runtime.privacy.charging import each_once, per
 
 WEAK = 12.0  # from here on the odds of a document change by more than 10^5: a promise in name
 LONGEST = 1200  # characters of one field of a sample

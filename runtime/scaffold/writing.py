@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from osmotic.plugins.host import Registry
-from osmotic.runtime.store import disk
+from osmotic.runtime.storage.store import disk
 from osmotic.schemas.errors import ConfigError, Problem
 from osmotic.schemas.pipeline import NAME
 

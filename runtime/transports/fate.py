@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from osmotic.runtime.fate.pulse import Pulse
+from osmotic.runtime.party.service import Service
 from osmotic.runtime.run import FAMILIES
-from osmotic.runtime.service import Service
 from osmotic.runtime.transports.base import Header, Reply, Watch
 from osmotic.runtime.transports.framed import Channel, Framed
 from osmotic.schemas.errors import Code, PeerError, Problem, ProtocolFault

@@ -4,8 +4,8 @@
 import functools
 from collections.abc import Mapping
 
-from osmotic.runtime.service import Service
-from osmotic.runtime.site import Site
+from osmotic.runtime.party.service import Service
+from osmotic.runtime.party.site import Site
 from osmotic.runtime.transports.base import Header, Reply, Watch, refuse
 from osmotic.schemas.errors import PeerError, Problem
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from osmotic.runtime.graph import Graph, Instance
+from osmotic.runtime.plan.graph import Graph, Instance
 from osmotic.runtime.transports.base import Header, Reply, Watch, refuse
 from osmotic.runtime.transports.framed import Framed
 from osmotic.runtime.transports.processes import Processes, Worker

@@ -27,7 +27,7 @@ class Worker:
     ) -> None:
         self.party = party
         self.lock = threading.Lock()
-        command = [sys.executable, "-m", "osmotic.runtime.worker", "--party", party, "--home", str(home)]
+        command = [sys.executable, "-m", "osmotic.runtime.party.worker", "--party", party, "--home", str(home)]
         command += ["--sites", str(sites)] if sites else []
         for bind in binds:
             command += ["--bind", bind]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from osmotic.plugins import host
-from osmotic.runtime import store
+from osmotic.runtime.storage import store
 
 RECORD = b'{"id": "a", "colour": "red", "size": "s"}\n'
 

@@ -15,7 +15,7 @@ from osmotic.components.aggregation.checks import Roll
 from osmotic.components.aggregator import Aggregator, AggregatorConfig
 from osmotic.plugins.contract import Gathered, Weights
 from osmotic.plugins.testing import FakeContext, check_component
-from osmotic.runtime.store import Store
+from osmotic.runtime.storage.store import Store
 from osmotic.schemas.errors import ComponentError, DataError
 
 META = {"base": "b" * 64, "layout": "full"}

@@ -251,8 +251,8 @@ from osmotic.components.teacher_generator import TeacherGenerator, TeacherGenera
 from osmotic.plugins.contract import Records
 from osmotic.plugins.models.openai import OpenAiConfig, OpenAiModel
 from osmotic.plugins.testing import FakeContext
-from osmotic.runtime.journal import TaskJournal
-from osmotic.runtime.ledger import Ledger
+from osmotic.runtime.storage.journal import TaskJournal
+from osmotic.runtime.storage.ledger import Ledger
 
 folder, port, rows = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 ledger = Ledger(folder)

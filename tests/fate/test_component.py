@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from fate_real import Task
 
-from osmotic.runtime.verifying import ledgers_of
+from osmotic.runtime.results.verifying import ledgers_of
 
 SCHEMA = {"fields": {"colour": {"domain": ["red", "green", "blue"]}, "size": {"domain": ["s", "m"]}}}
 ROWS = [{"id": f"r{i}", "colour": ("red", "green", "blue")[i % 3], "size": "sm"[i % 2]} for i in range(24)]

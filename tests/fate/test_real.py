@@ -20,9 +20,9 @@ from fate_real import NAMES, Task, workers_of
 
 from osmotic.plugins.host import build_registry
 from osmotic.runtime import api
-from osmotic.runtime.ledger import Ledger
-from osmotic.runtime.load import shipped
-from osmotic.runtime.verifying import verify
+from osmotic.runtime.plan.load import shipped
+from osmotic.runtime.results.verifying import verify
+from osmotic.runtime.storage.ledger import Ledger
 
 SHORT = {  # as a job gives them: a mapping
     "noise_seed": 5,

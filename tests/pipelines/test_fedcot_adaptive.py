@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from osmotic.runtime.ledger import Ledger
+from osmotic.runtime.storage.ledger import Ledger
 
 READER = "{name: adaptive-exponential, epsilon: 24, k: 8, weights: model, model: reader, template: '${text.note}'"
 SHORT = [

@@ -14,9 +14,9 @@ from osmotic.plugins.contract import Component, Config, Context, Document, Gathe
 from osmotic.plugins.hookspecs import hookimpl
 from osmotic.plugins.host import Registry, build_registry
 from osmotic.runtime import api
-from osmotic.runtime.ledger import Ledger
-from osmotic.runtime.store import Store
-from osmotic.runtime.verifying import verify
+from osmotic.runtime.results.verifying import verify
+from osmotic.runtime.storage.ledger import Ledger
+from osmotic.runtime.storage.store import Store
 from osmotic.schemas.errors import ConfigError, RefusedError
 from osmotic.schemas.records import NUMBERED
 

@@ -10,7 +10,7 @@ import pytest
 
 from osmotic.plugins.host import Registry, build_registry
 from osmotic.runtime import api
-from osmotic.runtime.verifying import verify
+from osmotic.runtime.results.verifying import verify
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("dp_accounting") is None, reason="needs the extra osmotic[dp]")
 WORDS = ["<unk>", "<eos>", "hot", "cold", "soup", "and", "bread", "came", "again", "rated:"]

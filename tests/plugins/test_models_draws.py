@@ -97,8 +97,8 @@ class Echo:
 
 
 def test_seeds_travel_to_another_party_and_are_answered_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    from osmotic.runtime import ports
-    from osmotic.runtime.service import Service
+    from osmotic.runtime.party import ports
+    from osmotic.runtime.party.service import Service
 
     echo, served = Echo(), object.__new__(Service)
     remote = object.__new__(ports.RemoteModel)

@@ -16,9 +16,9 @@ import yaml
 
 from osmotic.plugins.host import Registry, build_registry
 from osmotic.runtime import api
-from osmotic.runtime.graph import Graph
-from osmotic.runtime.ledger import Ledger
-from osmotic.runtime.load import load_text
+from osmotic.runtime.plan.graph import Graph
+from osmotic.runtime.plan.load import load_text
+from osmotic.runtime.storage.ledger import Ledger
 
 TOYS = Path(__file__).parent / "toy_plugin"
 SCHEMA = {"fields": {"colour": {"domain": ["red", "green", "blue", "white"]}, "size": {"domain": ["s", "m", "l"]}}}

@@ -10,7 +10,7 @@ import pytest
 import osmotic
 from osmotic.plugins.contract import Document, Records
 from osmotic.plugins.host import Registry
-from osmotic.runtime.verifying import ledgers_of, verify
+from osmotic.runtime.results.verifying import ledgers_of, verify
 from osmotic.schemas.errors import ConfigError, DataError, RefusedError
 from osmotic.schemas.policy import SitePolicy
 

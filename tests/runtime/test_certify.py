@@ -12,8 +12,9 @@ import pytest
 
 from osmotic.plugins.contract import Config, Entropy, Guarantee, Mechanism
 from osmotic.plugins.host import Registered, Registry, build_registry
-from osmotic.runtime import certifying, cli
-from osmotic.runtime.certifying import certify_command, found_json, found_text, read_prior, settings, table_space
+from osmotic.runtime import cli
+from osmotic.runtime.tools import certifying
+from osmotic.runtime.tools.certifying import certify_command, found_json, found_text, read_prior, settings, table_space
 from osmotic.schemas.errors import ConfigError
 
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from osmotic.runtime import api, composition, ledger, releases
-from osmotic.runtime.verifying import verify
+from osmotic.runtime import api
+from osmotic.runtime.privacy import composition, releases
+from osmotic.runtime.results.verifying import verify
+from osmotic.runtime.storage import ledger
 
 TIMES = ("2031-01-01T00:00:00Z", "1970-01-01T00:00:00Z", "9999-12-31T23:59:59Z")
 

@@ -16,14 +16,15 @@ from osmotic.plugins import accounting
 from osmotic.plugins.accounting import compose
 from osmotic.plugins.contract import Records
 from osmotic.plugins.host import Registry
-from osmotic.runtime import api, histograms
-from osmotic.runtime.composition import RecordEvents
-from osmotic.runtime.histograms import discrete_gaussian, discrete_laplace, event_of, gaussian_sigma, histogram
-from osmotic.runtime.ledger import Ledger
-from osmotic.runtime.plan_text import plan_text
-from osmotic.runtime.record_noise import validated
-from osmotic.runtime.tables import ledger_text
-from osmotic.runtime.verifying import _charge_problems, _set_problems, ledgers_of, verify
+from osmotic.runtime import api
+from osmotic.runtime.privacy import histograms
+from osmotic.runtime.privacy.composition import RecordEvents
+from osmotic.runtime.privacy.histograms import discrete_gaussian, discrete_laplace, event_of, gaussian_sigma, histogram
+from osmotic.runtime.privacy.record_noise import validated
+from osmotic.runtime.results.verifying import _charge_problems, _set_problems, ledgers_of, verify
+from osmotic.runtime.screen.plan_text import plan_text
+from osmotic.runtime.screen.tables import ledger_text
+from osmotic.runtime.storage.ledger import Ledger
 from osmotic.schemas.errors import BudgetError, ConfigError, DataError, RefusedError
 from osmotic.schemas.noise import CountNoise
 from osmotic.schemas.policy import Budget, RecordBudget, SitePolicy
@@ -272,7 +273,7 @@ def test_counts_without_an_accountant_are_never_called_epsilon_0(
     accounting._distribution.cache_clear()
     for name in ("dp_accounting", "dp_accounting.pld"):
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.setattr("osmotic.runtime.asking._check_counts", lambda *_: None)  # which says so before anything else
+    monkeypatch.setattr("osmotic.runtime.plan.asking._check_counts", lambda *_: None)  # which says so before anything else
     plan = api.plan(path, home=shop.home, registry=toys)
     rows = [row for row in plan["budget"] if row["unit"] == "record"]
     assert rows and all(row["spent"] is None for row in rows) and "not computed: pip install" in plan_text(plan)

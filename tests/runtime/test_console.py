@@ -5,9 +5,9 @@ import io
 
 import pytest
 
-from osmotic.runtime import console
-from osmotic.runtime.console import Console
-from osmotic.runtime.graph import Instance
+from osmotic.runtime.plan.graph import Instance
+from osmotic.runtime.screen import console
+from osmotic.runtime.screen.console import Console
 
 
 class Terminal(io.StringIO):

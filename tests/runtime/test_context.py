@@ -8,7 +8,8 @@ import pytest
 
 from osmotic.plugins.contract import Component, Config, Context, Out, Outputs, Records
 from osmotic.plugins.host import Registered, Registry
-from osmotic.runtime import api, keys
+from osmotic.runtime import api
+from osmotic.runtime.party import keys
 from osmotic.schemas.errors import OsmoticError
 
 Tasks = Callable[..., dict[str, Any]]
@@ -103,7 +104,7 @@ def test_another_version_or_other_rules_compute_anew(
     shop: Any, tasks: Tasks, registry: Registry, monkeypatch: pytest.MonkeyPatch, name: str, value: Any, why: str
 ) -> None:
     assert run(shop, tasks(), registry) == ""
-    monkeypatch.setattr(f"osmotic.runtime.site.{name}", value)
+    monkeypatch.setattr(f"osmotic.runtime.party.site.{name}", value)
     plan = api.plan(shop.write(tasks()), home=shop.home, registry=registry)
     assert {t["task"]: t["why"] for t in plan["tasks"]}["items"] == [why] and keys.RULES == 1
 

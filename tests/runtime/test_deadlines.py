@@ -16,7 +16,7 @@ from osmotic.plugins.contract import Component, Config, Context, Document, Out, 
 from osmotic.plugins.hookspecs import hookimpl
 from osmotic.plugins.host import Registry, build_registry
 from osmotic.runtime import api
-from osmotic.runtime.deadlines import in_time
+from osmotic.runtime.party.deadlines import in_time
 from osmotic.schemas.errors import ComponentError
 from osmotic.schemas.policy import SitePolicy
 

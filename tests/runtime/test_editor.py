@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 
 from osmotic.plugins.host import Registry, build_registry
-from osmotic.runtime.editing import pipeline_schema, write_schemas
+from osmotic.runtime.tools.editing import pipeline_schema, write_schemas
 from osmotic.schemas.source import read
 
 PIPELINES = sorted(

@@ -11,11 +11,11 @@ import pytest
 
 from osmotic.plugins.contract import Answer, Generation
 from osmotic.plugins.host import Registry
-from osmotic.runtime.answers import Answers
-from osmotic.runtime.endpoints import EndpointModel
-from osmotic.runtime.journal import TaskJournal
-from osmotic.runtime.ledger import Ledger
-from osmotic.runtime.verifying import verify
+from osmotic.runtime.party.answers import Answers
+from osmotic.runtime.party.endpoints import EndpointModel
+from osmotic.runtime.results.verifying import verify
+from osmotic.runtime.storage.journal import TaskJournal
+from osmotic.runtime.storage.ledger import Ledger
 from osmotic.schemas.addresses import Address
 from osmotic.schemas.errors import MembraneError
 from osmotic.schemas.labels import PUBLIC, Label, raw, released

@@ -3,7 +3,7 @@
 
 import pytest
 
-from osmotic.runtime.endpoints import crossing, granted
+from osmotic.runtime.party.endpoints import crossing, granted
 from osmotic.schemas.addresses import Address
 from osmotic.schemas.labels import PUBLIC, Label, Provenance, raw, released
 from osmotic.schemas.policy import Remote, SitePolicy

@@ -10,12 +10,12 @@ import pytest
 from osmotic.plugins.contract import Answer, Generation, Records
 from osmotic.plugins.host import Registry
 from osmotic.runtime import api
-from osmotic.runtime.endpoints import EndpointModel
-from osmotic.runtime.flow import infer
-from osmotic.runtime.ledger import Ledger
-from osmotic.runtime.ports import travelling
-from osmotic.runtime.service import Service
-from osmotic.runtime.verifying import verify
+from osmotic.runtime.party.endpoints import EndpointModel
+from osmotic.runtime.party.ports import travelling
+from osmotic.runtime.party.service import Service
+from osmotic.runtime.plan.flow import infer
+from osmotic.runtime.results.verifying import verify
+from osmotic.runtime.storage.ledger import Ledger
 from osmotic.schemas.addresses import Address
 from osmotic.schemas.errors import ConfigError, MembraneError, OsmoticError, PeerError, RefusedError
 from osmotic.schemas.labels import PUBLIC, raw
@@ -72,7 +72,7 @@ def test_released_prompts_go_after_they_were_written_down(run_at: Any, shop: Any
 
 
 def test_the_plan_shows_the_crossing(shop: Any, toys: Registry, server: Any, tasks: Tasks) -> None:
-    from osmotic.runtime.plan_text import plan_text
+    from osmotic.runtime.screen.plan_text import plan_text
 
     shop.defaults = server.listed()
     made = api.plan(

@@ -11,7 +11,7 @@ import yaml
 
 from osmotic.runtime.exporting.fate import export_fate
 from osmotic.runtime.exporting.fate_parties import FateParty, shares
-from osmotic.runtime.load import shipped
+from osmotic.runtime.plan.load import shipped
 from osmotic.schemas.errors import ConfigError
 
 TWO = {"server": ["hub"], "clients": ["north", "south"]}

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from osmotic.runtime.fate.component import run_component
-from osmotic.runtime.verifying import ledgers_of, verify
+from osmotic.runtime.results.verifying import ledgers_of, verify
 from osmotic.schemas.errors import BudgetError, DataError, MembraneError, OsmoticError, RefusedError
 
 SCHEMA = {"fields": {"colour": {"domain": ["red", "green", "blue"]}, "size": {"domain": ["s", "m"]}}}

@@ -12,7 +12,7 @@ from osmotic.plugins.host import Registry
 from osmotic.runtime import api
 from osmotic.runtime.fate import share, wire
 from osmotic.runtime.fate.handing import Handed, give_out, hand, may_hand, nothing, planned, resolve
-from osmotic.runtime.site import Ref, Site
+from osmotic.runtime.party.site import Ref, Site
 from osmotic.schemas.artifacts import Records, Weights
 from osmotic.schemas.errors import ConfigError, MembraneError, OsmoticError, RefusedError
 from osmotic.schemas.labels import PUBLIC, Label, raw, released

@@ -17,15 +17,16 @@ from typing import Any
 import pytest
 
 from osmotic.plugins.host import Registry
-from osmotic.runtime import accounts, api
+from osmotic.runtime import api
 from osmotic.runtime.fate import giving, share, wire
 from osmotic.runtime.fate.handing import give_out
 from osmotic.runtime.fate.link import MOST, Link, opened
 from osmotic.runtime.fate.parameters import SiteFile, check_names, check_party
 from osmotic.runtime.fate.pulse import Pulse
 from osmotic.runtime.fate.taking import data_file
-from osmotic.runtime.service import Service
-from osmotic.runtime.site import Ref
+from osmotic.runtime.party.service import Service
+from osmotic.runtime.party.site import Ref
+from osmotic.runtime.privacy import accounts
 from osmotic.runtime.transports import frames
 from osmotic.runtime.transports.fate import Fate
 from osmotic.schemas.artifacts import Records

@@ -16,7 +16,7 @@ import pytest
 
 from osmotic.plugins.host import Registry
 from osmotic.runtime import api
-from osmotic.runtime.verifying import verify
+from osmotic.runtime.results.verifying import verify
 
 pytestmark = pytest.mark.slow
 Tasks = Callable[..., dict[str, Any]]

@@ -16,7 +16,7 @@ from osmotic.plugins.host import Registry
 from osmotic.runtime import api
 from osmotic.runtime.fate.link import GONE, Link, end_of, opened
 from osmotic.runtime.fate.pulse import Pulse
-from osmotic.runtime.service import Service
+from osmotic.runtime.party.service import Service
 from osmotic.runtime.transports import frames
 from osmotic.runtime.transports.fate import Fate
 from osmotic.schemas.errors import ConfigError, DataError, PeerError, Problem, ProtocolFault

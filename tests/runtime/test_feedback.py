@@ -14,15 +14,16 @@ from osmotic.components.dp_sanitizer import DpSanitizer
 from osmotic.components.feedback_sanitizer import FeedbackSanitizerConfig
 from osmotic.plugins.contract import Component, Config, Context, Out, Outputs, Records
 from osmotic.plugins.host import Registered, Registry
-from osmotic.runtime import api, questions, releases
-from osmotic.runtime.checks import Configs
-from osmotic.runtime.graph import Graph
-from osmotic.runtime.ledger import Ledger
-from osmotic.runtime.load import load_text
-from osmotic.runtime.policies import open_site, policies_of
-from osmotic.runtime.questions import question_of
-from osmotic.runtime.releases import Releaser
-from osmotic.runtime.verifying import verify
+from osmotic.runtime import api
+from osmotic.runtime.party.policies import open_site, policies_of
+from osmotic.runtime.plan.checks import Configs
+from osmotic.runtime.plan.graph import Graph
+from osmotic.runtime.plan.load import load_text
+from osmotic.runtime.privacy import questions, releases
+from osmotic.runtime.privacy.questions import question_of
+from osmotic.runtime.privacy.releases import Releaser
+from osmotic.runtime.results.verifying import verify
+from osmotic.runtime.storage.ledger import Ledger
 from osmotic.schemas.errors import BudgetError, ConfigError, OsmoticError
 from osmotic.schemas.policy import Budget, SitePolicy
 

@@ -4,8 +4,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from osmotic.runtime.flow import Flow, infer
-from osmotic.runtime.graph import Graph
+from osmotic.runtime.plan.flow import Flow, infer
+from osmotic.runtime.plan.graph import Graph
 from osmotic.schemas.policy import SitePolicy
 
 Build = Callable[..., Graph]
@@ -164,8 +164,8 @@ def test_a_site_sees_its_own_crossings_only(graph: Build) -> None:
 
 def test_raw_data_of_one_party_never_goes_on_from_another(graph: Build) -> None:
     """Even if a plan could bring it there, the second hop is refused."""
-    from osmotic.runtime.flow import cross
-    from osmotic.runtime.graph import Edge
+    from osmotic.runtime.plan.flow import cross
+    from osmotic.runtime.plan.graph import Edge
     from osmotic.schemas.labels import raw
 
     made = graph(AVERAGING.replace("MODELS", WAIVED))

@@ -10,11 +10,11 @@ import pytest
 
 from osmotic.plugins.host import Registry
 from osmotic.runtime import api
-from osmotic.runtime.collecting import collect
-from osmotic.runtime.journal import TaskJournal
-from osmotic.runtime.ledger import Ledger
+from osmotic.runtime.results.verifying import ledgers_of, verify
 from osmotic.runtime.run import locked
-from osmotic.runtime.verifying import ledgers_of, verify
+from osmotic.runtime.storage.collecting import collect
+from osmotic.runtime.storage.journal import TaskJournal
+from osmotic.runtime.storage.ledger import Ledger
 from osmotic.schemas.errors import DataError, StoreError
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from osmotic.runtime.checks import Configs
-from osmotic.runtime.graph import Edge, Graph
+from osmotic.runtime.plan.checks import Configs
+from osmotic.runtime.plan.graph import Edge, Graph
 from osmotic.schemas.errors import ConfigError
 
 Build = Callable[..., Graph]

@@ -6,9 +6,9 @@ from collections.abc import Callable
 import pytest
 
 from osmotic.plugins.host import Registry
-from osmotic.runtime.checks import Configs
-from osmotic.runtime.graph import Graph
-from osmotic.runtime.load import load_text
+from osmotic.runtime.plan.checks import Configs
+from osmotic.runtime.plan.graph import Graph
+from osmotic.runtime.plan.load import load_text
 from osmotic.schemas.errors import ConfigError
 
 Build = Callable[..., Graph]
@@ -303,5 +303,5 @@ tasks:
     ids=["axes", "parties", "rounds"],
 )
 def test_a_plan_with_too_many_runs_is_refused(graph: Build, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("osmotic.runtime.unrolling.LIMIT", 100)
+    monkeypatch.setattr("osmotic.runtime.plan.unrolling.LIMIT", 100)
     assert "the plan has more than 100 task runs" in problem(graph, text)

@@ -18,8 +18,8 @@ import yaml
 
 from osmotic.plugins.host import build_registry
 from osmotic.runtime import api
-from osmotic.runtime.load import shipped
-from osmotic.runtime.verifying import verify
+from osmotic.runtime.plan.load import shipped
+from osmotic.runtime.results.verifying import verify
 
 Hashes = Callable[[Path], dict[str, str]]
 SETS = (

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from osmotic.runtime import intervals, summary
-from osmotic.runtime.intervals import Outcomes, difference, interval, wilson, within
-from osmotic.runtime.result_text import result_text
+from osmotic.runtime.results import intervals, summary
+from osmotic.runtime.results.intervals import Outcomes, difference, interval, wilson, within
+from osmotic.runtime.results.result_text import result_text
 
 Make = Callable[[np.random.Generator], Outcomes]
 

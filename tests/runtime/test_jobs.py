@@ -15,9 +15,9 @@ import pytest
 
 from osmotic.plugins.host import Registry
 from osmotic.runtime import api
-from osmotic.runtime.ledger import Ledger
-from osmotic.runtime.turns import Turns
-from osmotic.runtime.verifying import ledgers_of, verify
+from osmotic.runtime.results.verifying import ledgers_of, verify
+from osmotic.runtime.storage.ledger import Ledger
+from osmotic.runtime.storage.turns import Turns
 from osmotic.schemas.errors import ComponentError, ConfigError
 
 Hashes = Callable[[Path], dict[str, str]]
@@ -154,7 +154,7 @@ def test_a_number_of_processes_that_cannot_be_is_refused(
 def test_turns_are_taken_and_those_of_the_dead_end(tmp_path: Path) -> None:
     key, other = "ab" * 32, "cd" * 32
     script = (
-        "import sys, time\nfrom pathlib import Path\nfrom osmotic.runtime.turns import Turns\n"
+        "import sys, time\nfrom pathlib import Path\nfrom osmotic.runtime.storage.turns import Turns\n"
         "with Turns(Path(sys.argv[1])).of(sys.argv[2]):\n    print('mine', flush=True)\n    time.sleep(60)\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "turns"), key]

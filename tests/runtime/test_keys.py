@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from osmotic.plugins.host import Registry
-from osmotic.runtime import api, keeping
-from osmotic.runtime.keyring import Keyring, Use
-from osmotic.runtime.ledger import Ledger
-from osmotic.runtime.verifying import ledgers_of, verify
+from osmotic.runtime import api
+from osmotic.runtime.results.verifying import ledgers_of, verify
+from osmotic.runtime.storage import keeping
+from osmotic.runtime.storage.keyring import Keyring, Use
+from osmotic.runtime.storage.ledger import Ledger
 from osmotic.schemas.errors import BudgetError, DataError, StoreError
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from osmotic.plugins.host import Registry
-from osmotic.runtime import api, durable, keeping, keyring
-from osmotic.runtime.ledger import Ledger
-from osmotic.runtime.verifying import verify
+from osmotic.runtime import api
+from osmotic.runtime.results.verifying import verify
+from osmotic.runtime.storage import durable, keeping, keyring
+from osmotic.runtime.storage.ledger import Ledger
 from osmotic.schemas.errors import StoreError
 
 WATCHED = {module.__file__ for module in (keeping, keyring, durable)}

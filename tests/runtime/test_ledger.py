@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from osmotic.runtime.journal import TaskJournal
-from osmotic.runtime.ledger import GENESIS, Ledger
+from osmotic.runtime.storage.journal import TaskJournal
+from osmotic.runtime.storage.ledger import GENESIS, Ledger
 from osmotic.schemas.errors import StoreError
 
 

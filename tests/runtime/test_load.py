@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from osmotic.runtime.load import Loaded, expanded, find, load, load_text, shipped, sites_file
+from osmotic.runtime.plan.load import Loaded, expanded, find, load, load_text, shipped, sites_file
 from osmotic.schemas.errors import ConfigError
 
 TEXT = """

@@ -12,7 +12,7 @@ import pytest
 from osmotic.plugins import host
 from osmotic.plugins.certificate import code_digest
 from osmotic.plugins.host import Registry, build_registry
-from osmotic.runtime.locking import FILE, Lock, check_lock, lock_beside, lock_of, write_lock
+from osmotic.runtime.tools.locking import FILE, Lock, check_lock, lock_beside, lock_of, write_lock
 from osmotic.schemas.errors import ConfigError, RefusedError
 
 PLUGIN = """

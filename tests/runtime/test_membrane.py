@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from osmotic.plugins.host import Registry
-from osmotic.runtime.policies import open_site, policies_of
-from osmotic.runtime.service import Service
+from osmotic.runtime.party.policies import open_site, policies_of
+from osmotic.runtime.party.service import Service
 from osmotic.schemas.artifacts import Records
 from osmotic.schemas.labels import PUBLIC, Label, Provenance
 from osmotic.schemas.messages import MAGIC, Envelope, unpack

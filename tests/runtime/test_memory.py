@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from osmotic.plugins.models.transformers import TransformersModel
-from osmotic.runtime import api, memory
-from osmotic.runtime.plan_text import plan_text
+from osmotic.runtime import api
+from osmotic.runtime.plan import memory
+from osmotic.runtime.screen.plan_text import plan_text
 
 NEEDS = {False: 3_000_000, True: 12_000_000}
 

@@ -17,12 +17,13 @@ from osmotic.plugins.accounting import compose
 from osmotic.plugins.contract import Component, Config, Context, Out, Outputs, Records, Weights
 from osmotic.plugins.hookspecs import hookimpl
 from osmotic.plugins.host import build_registry
-from osmotic.runtime import api, noisy_sums
-from osmotic.runtime.composition import ClientEvents
-from osmotic.runtime.ledger import Ledger
-from osmotic.runtime.store import Store
-from osmotic.runtime.tables import ledger_text
-from osmotic.runtime.verifying import _charge_problems, ledgers_of, verify
+from osmotic.runtime import api
+from osmotic.runtime.privacy import noisy_sums
+from osmotic.runtime.privacy.composition import ClientEvents
+from osmotic.runtime.results.verifying import _charge_problems, ledgers_of, verify
+from osmotic.runtime.screen.tables import ledger_text
+from osmotic.runtime.storage.ledger import Ledger
+from osmotic.runtime.storage.store import Store
 from osmotic.schemas.errors import BudgetError, ConfigError, RefusedError, StoreError
 from osmotic.schemas.noise import ClientNoise
 from osmotic.schemas.policy import Budget, RecordBudget, SitePolicy
@@ -131,7 +132,7 @@ import os, sys
 from pathlib import Path
 sys.path.insert(0, {here!r})
 import test_noisy_sums as t
-from osmotic.runtime.store import Store
+from osmotic.runtime.storage.store import Store
 Store.{method} = lambda *a, **k: os._exit(9)
 t.ask(t.events(Path({folder!r})))
 """

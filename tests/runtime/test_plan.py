@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from osmotic.plugins.host import Registry
-from osmotic.runtime import api, keys
-from osmotic.runtime.plan_text import plan_text
+from osmotic.runtime import api
+from osmotic.runtime.party import keys
+from osmotic.runtime.screen.plan_text import plan_text
 from osmotic.schemas.errors import ConfigError, DataError, RefusedError
 
 Place = Callable[..., Path]
@@ -109,7 +110,7 @@ def test_a_changed_input_is_named(place: Place, pieces: Registry, tmp_path: Path
 
 def test_new_code_is_named(toy: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     toy(run=True)
-    monkeypatch.setattr("osmotic.runtime.site.code_of", lambda module: f"{keys.code_of(module)}, changed")
+    monkeypatch.setattr("osmotic.runtime.party.site.code_of", lambda module: f"{keys.code_of(module)}, changed")
     assert reasons(toy())["records"] == ["new code"]
 
 

@@ -9,10 +9,10 @@ import pytest
 
 from osmotic.plugins.host import Registry
 from osmotic.runtime import api
-from osmotic.runtime.comparing import ABSENT, changes, leaves, reason, told
-from osmotic.runtime.plan_text import plan_text
-from osmotic.runtime.result_text import result_text
-from osmotic.runtime.tables import grid
+from osmotic.runtime.results.comparing import ABSENT, changes, leaves, reason, told
+from osmotic.runtime.results.result_text import result_text
+from osmotic.runtime.screen.plan_text import plan_text
+from osmotic.runtime.screen.tables import grid
 
 Place = Callable[..., Path]
 STOPPING = """

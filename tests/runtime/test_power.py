@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from osmotic.plugins.host import Registry
-from osmotic.runtime import api, store
-from osmotic.runtime.journal import TaskJournal
-from osmotic.runtime.ledger import Ledger
-from osmotic.runtime.verifying import ledgers_of, verify
+from osmotic.runtime import api
+from osmotic.runtime.results.verifying import ledgers_of, verify
+from osmotic.runtime.storage import store
+from osmotic.runtime.storage.journal import TaskJournal
+from osmotic.runtime.storage.ledger import Ledger
 
 RUN = "run.sqlite"
 
@@ -89,7 +90,7 @@ def test_a_power_cut_costs_work_and_nothing_else(
 ) -> None:
     more = {"component": "counter", "at": "server", "inputs": {"records": "safe"}}
     pipeline, dark = shop.write(tasks(more=more)), tmp_path / "dark"
-    monkeypatch.setattr("osmotic.runtime.ledger.SYNC_EVERY", 1e9)  # no short task waits
+    monkeypatch.setattr("osmotic.runtime.storage.ledger.SYNC_EVERY", 1e9)  # no short task waits
 
     def work() -> None:
         with monkeypatch.context() as patch:

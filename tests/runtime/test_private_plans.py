@@ -9,9 +9,9 @@ import pytest
 from osmotic.plugins.accounting import compose
 from osmotic.plugins.host import Registry, build_registry
 from osmotic.runtime import api
-from osmotic.runtime.plan_text import plan_text
-from osmotic.runtime.tables import ledger_text
-from osmotic.runtime.verifying import ledgers_of, verify
+from osmotic.runtime.results.verifying import ledgers_of, verify
+from osmotic.runtime.screen.plan_text import plan_text
+from osmotic.runtime.screen.tables import ledger_text
 from osmotic.schemas.errors import OsmoticError, RefusedError
 
 NEEDED = ("dp_accounting", "opacus", "torch", "cryptography")
@@ -106,7 +106,7 @@ def test_only_the_data_set_as_it_is_can_be_trained_on(shop: Any, registry: Regis
 def test_a_second_private_input_is_refused_by_the_plan_and_by_the_site(
     shop: Any, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from osmotic.runtime import asking
+    from osmotic.runtime.plan import asking
 
     made = tasks(shop)
     made["more"] = {"component": "record_loader", "at": "clients", "config": {"data": "items"}}

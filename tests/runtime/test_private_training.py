@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from osmotic.plugins.fake_context import FakeContext
-from osmotic.runtime.verifying import _charge_problems, _set_problems
+from osmotic.runtime.results.verifying import _charge_problems, _set_problems
 from osmotic.schemas.errors import BudgetError, ComponentError, ConfigError, RefusedError, StoreError
 
 NEEDED = ("dp_accounting", "opacus", "torch", "cryptography")
@@ -173,7 +173,7 @@ def test_a_killed_seeded_training_equals_an_uninterrupted_one(jobs: Any, tmp_pat
 def test_wherever_it_stops_the_next_run_ends_it_and_pays_once(
     jobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, charged: int, kept: bool
 ) -> None:
-    from osmotic.runtime import private_training as module
+    from osmotic.runtime.privacy import private_training as module
 
     found, plain = jobs.events(tmp_path), getattr(module, where)
 

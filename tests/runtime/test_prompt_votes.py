@@ -28,7 +28,7 @@ from osmotic.plugins.contract import (
 from osmotic.plugins.hookspecs import hookimpl
 from osmotic.plugins.host import Registry, build_registry
 from osmotic.runtime import api
-from osmotic.runtime.verifying import ledgers_of, verify
+from osmotic.runtime.results.verifying import ledgers_of, verify
 from osmotic.schemas.errors import OsmoticError, RefusedError
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("dp_accounting") is None, reason="needs the extra osmotic[dp]")
@@ -223,7 +223,7 @@ def test_they_are_refused_at_the_end_of_a_chain_too(shop: Any, registry: Registr
 def test_the_site_refuses_them_whatever_was_planned(
     shop: Any, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
-    from osmotic.runtime import asking
+    from osmotic.runtime.plan import asking
 
     monkeypatch.setattr(asking, "_mixed", lambda *given: [])
     with pytest.raises(OsmoticError, match="2 of its inputs are private"):

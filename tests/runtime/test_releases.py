@@ -13,9 +13,9 @@ from safetensors.numpy import save_file
 
 from osmotic.plugins.host import Registry
 from osmotic.plugins.mechanisms.list_rr import ListRandomisedResponse
-from osmotic.runtime.ledger import Ledger
-from osmotic.runtime.releases import Releaser
-from osmotic.runtime.verifying import _charge_problems
+from osmotic.runtime.privacy.releases import Releaser
+from osmotic.runtime.results.verifying import _charge_problems
+from osmotic.runtime.storage.ledger import Ledger
 from osmotic.schemas.artifacts import Records, canonical
 from osmotic.schemas.errors import BudgetError, ConfigError, RefusedError, StoreError
 from osmotic.schemas.policy import Budget, SitePolicy
@@ -426,7 +426,7 @@ def test_other_attempts_and_seeds_have_their_own_key(home: Home) -> None:
 
 
 def test_more_documents_than_a_chunk_are_found_again(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("osmotic.runtime.releases.CHUNK", 7)
+    monkeypatch.setattr("osmotic.runtime.privacy.releases.CHUNK", 7)
     first, _ = home.release(rows(30))
     again, _ = home.release(rows(40))
     assert home.charges() == 40 and {r["id"] for r in first} < {r["id"] for r in again}

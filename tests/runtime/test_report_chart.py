@@ -11,7 +11,7 @@ from osmotic.plugins.host import Registry
 from osmotic.runtime import api
 from osmotic.runtime.reporting.dots import scale
 from osmotic.runtime.reporting.lines import SHAPES, draw, mark
-from osmotic.runtime.result_text import result_text
+from osmotic.runtime.results.result_text import result_text
 from osmotic.schemas.errors import ConfigError
 
 Tasks = Callable[..., dict[str, Any]]

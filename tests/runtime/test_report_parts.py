@@ -18,7 +18,7 @@ from osmotic.runtime.reporting.beside import laid_out
 from osmotic.runtime.reporting.crossed import crossed
 from osmotic.runtime.reporting.dots import chart, scale
 from osmotic.runtime.reporting.page import render, rendered
-from osmotic.runtime.verifying import summary_of
+from osmotic.runtime.results.verifying import summary_of
 from osmotic.schemas.errors import DataError
 from osmotic.schemas.pipeline import ReportSpec
 

@@ -9,9 +9,9 @@ import pytest
 
 from osmotic.plugins.host import Registry
 from osmotic.runtime import api
-from osmotic.runtime.demands import kept_back
-from osmotic.runtime.policies import open_site, policies_of
-from osmotic.runtime.service import Service
+from osmotic.runtime.party.policies import open_site, policies_of
+from osmotic.runtime.party.service import Service
+from osmotic.runtime.plan.demands import kept_back
 from osmotic.schemas.errors import Code, ConfigError, Problem, RefusedError, RequireError
 from osmotic.schemas.labels import Label, raw, released
 from osmotic.schemas.policy import DataBinding, SitePolicy

@@ -12,10 +12,10 @@ import pytest
 
 from osmotic.plugins.host import Registry, build_registry
 from osmotic.runtime import api
-from osmotic.runtime.ledger import Ledger
-from osmotic.runtime.plan_text import plan_text
-from osmotic.runtime.store import Store
-from osmotic.runtime.verifying import ledgers_of, verify
+from osmotic.runtime.results.verifying import ledgers_of, verify
+from osmotic.runtime.screen.plan_text import plan_text
+from osmotic.runtime.storage.ledger import Ledger
+from osmotic.runtime.storage.store import Store
 from osmotic.schemas.errors import OsmoticError, RefusedError
 
 PARTIES = ("north", "south", "east", "west", "middle")

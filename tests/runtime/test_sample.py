@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from osmotic.runtime.graph import Edge, Graph
+from osmotic.runtime.plan.graph import Edge, Graph
 from osmotic.schemas.errors import ConfigError
 
 Build = Callable[..., Graph]

@@ -15,8 +15,8 @@ import pytest
 
 from osmotic.plugins.contract import Config, DocumentMechanism, Drawn, Entropy, Guarantee, Mechanism
 from osmotic.plugins.host import Registered, Registry, build_registry
-from osmotic.runtime import sanitizing
-from osmotic.runtime.sanitizing import ANEW, batches, lines, prepare, read_input, sanitize_command
+from osmotic.runtime.tools import sanitizing
+from osmotic.runtime.tools.sanitizing import ANEW, batches, lines, prepare, read_input, sanitize_command
 from osmotic.schemas.errors import ConfigError, DataError, RefusedError
 
 WORDS = [f"{a}{b}" for a in "abcdefgh" for b in "abcde"]

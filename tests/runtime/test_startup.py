@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from osmotic.plugins.host import Registry
-from osmotic.runtime import api, ledger, store
+from osmotic.runtime import api
+from osmotic.runtime.storage import ledger, store
 
 LOADED = """
 import json, sys
@@ -48,7 +49,7 @@ def test_help_needs_typer_and_nothing_of_the_runtime(arguments: tuple[str, ...])
     assert "typer" in found and not found & (set(LIGHT) - own_choice)
     own = {name for name in found if name.startswith("osmotic.")}
     assert not any(name.startswith(("osmotic.plugins", "osmotic.components")) for name in own)
-    assert "osmotic.runtime.site" not in own and "osmotic.runtime.graph" not in own
+    assert "osmotic.runtime.party.site" not in own and "osmotic.runtime.plan.graph" not in own
 
 
 def test_short_tasks_do_not_wait_for_the_disk_and_crossings_do(

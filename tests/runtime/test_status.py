@@ -14,9 +14,9 @@ import pytest
 
 from osmotic.plugins.host import Registry
 from osmotic.runtime import api
-from osmotic.runtime.pace import Pace, duration, number
-from osmotic.runtime.status_text import latest, status_of, status_text
-from osmotic.runtime.watch import STATUS, TASKS, read_status
+from osmotic.runtime.screen.pace import Pace, duration, number
+from osmotic.runtime.screen.status_text import latest, status_of, status_text
+from osmotic.runtime.screen.watch import STATUS, TASKS, read_status
 from osmotic.schemas.errors import DataError, OsmoticError
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from osmotic.runtime import store as module
-from osmotic.runtime.store import Store
+from osmotic.runtime.storage import store as module
+from osmotic.runtime.storage.store import Store
 from osmotic.schemas.artifacts import Document, Records
 from osmotic.schemas.errors import StoreError
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from osmotic.plugins.host import Registry
 from osmotic.runtime import api
-from osmotic.runtime.result_text import SHOWN, result_text
-from osmotic.runtime.summary import first_line, words
-from osmotic.runtime.tables import ledger_text
+from osmotic.runtime.results.result_text import SHOWN, result_text
+from osmotic.runtime.results.summary import first_line, words
+from osmotic.runtime.screen.tables import ledger_text
 
 Tasks = Callable[..., dict[str, Any]]
 

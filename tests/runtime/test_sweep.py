@@ -10,8 +10,8 @@ import pytest
 
 from osmotic.plugins.host import Registry
 from osmotic.runtime import api
-from osmotic.runtime.result_text import result_text
-from osmotic.runtime.table_file import table_csv, write_table
+from osmotic.runtime.results.result_text import result_text
+from osmotic.runtime.results.table_file import table_csv, write_table
 from osmotic.schemas.errors import RefusedError, StoreError
 
 Tasks = Callable[..., dict[str, Any]]

@@ -16,10 +16,10 @@ import pytest
 
 from osmotic.plugins.host import Registry
 from osmotic.runtime import api
+from osmotic.runtime.results.verifying import verify
 from osmotic.runtime.run import FAMILIES, Runner, ask
 from osmotic.runtime.transports import frames
 from osmotic.runtime.transports.processes import Processes, Worker
-from osmotic.runtime.verifying import verify
 from osmotic.schemas.errors import ComponentError, OsmoticError, PeerError, Problem, ProtocolFault, RefusedError
 
 Tasks = Callable[..., dict[str, Any]]
@@ -82,7 +82,7 @@ def run(request: pytest.FixtureRequest, shop: Any, toys: Registry, toy_path: Non
 
 
 def transcript(home: Path, party: str) -> list[dict[str, Any]]:
-    from osmotic.runtime.ledger import Ledger
+    from osmotic.runtime.storage.ledger import Ledger
 
     ledger = Ledger(home / "parties" / party)
     found = [json.loads(body) for (body,) in ledger.query("SELECT body FROM crossings ORDER BY seq")]

@@ -14,14 +14,14 @@ import pytest
 
 from osmotic.plugins.contract import Config, DocumentMechanism, Drawn, Entropy, Guarantee, Mechanism, Records
 from osmotic.plugins.host import Registered, Registry
-from osmotic.runtime import preparing
-from osmotic.runtime.accounts import account, summary
-from osmotic.runtime.charging import kind_of
-from osmotic.runtime.ledger import Ledger
-from osmotic.runtime.releases import Made, Releaser
-from osmotic.runtime.site import Site
-from osmotic.runtime.summary import words
-from osmotic.runtime.verifying import _charge_problems, _set_problems, verify
+from osmotic.runtime.party.site import Site
+from osmotic.runtime.privacy import preparing
+from osmotic.runtime.privacy.accounts import account, summary
+from osmotic.runtime.privacy.charging import kind_of
+from osmotic.runtime.privacy.releases import Made, Releaser
+from osmotic.runtime.results.summary import words
+from osmotic.runtime.results.verifying import _charge_problems, _set_problems, verify
+from osmotic.runtime.storage.ledger import Ledger
 from osmotic.schemas.errors import BudgetError, ComponentError, ConfigError, RefusedError, StoreError
 from osmotic.schemas.labels import released
 from osmotic.schemas.policy import Budget, DataBinding, SitePolicy
@@ -357,8 +357,8 @@ import sys
 from pathlib import Path
 from osmotic.plugins.contract import Records
 from osmotic.plugins.host import build_registry
-from osmotic.runtime.ledger import Ledger
-from osmotic.runtime.releases import Releaser
+from osmotic.runtime.storage.ledger import Ledger
+from osmotic.runtime.privacy.releases import Releaser
 from osmotic.schemas.errors import BudgetError
 from osmotic.schemas.policy import Budget, SitePolicy
 from osmotic.schemas.records import FieldSpec, RecordSchema

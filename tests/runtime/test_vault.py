@@ -13,10 +13,10 @@ import osmotic
 from osmotic.plugins.contract import Records
 from osmotic.plugins.host import Registry
 from osmotic.runtime import api
-from osmotic.runtime.ledger import Ledger
-from osmotic.runtime.policies import policies_of
-from osmotic.runtime.releases import Releaser
-from osmotic.runtime.verifying import ledgers_of, verify
+from osmotic.runtime.party.policies import policies_of
+from osmotic.runtime.privacy.releases import Releaser
+from osmotic.runtime.results.verifying import ledgers_of, verify
+from osmotic.runtime.storage.ledger import Ledger
 from osmotic.schemas.errors import BudgetError, RefusedError, StoreError
 from osmotic.schemas.policy import Budget, SitePolicy
 from osmotic.schemas.records import FieldSpec, RecordSchema

@@ -10,8 +10,8 @@ import pytest
 
 from osmotic.plugins.host import Registry
 from osmotic.runtime import api
-from osmotic.runtime.ledger import GENESIS, Ledger
-from osmotic.runtime.verifying import ELSEWHERE, ledgers_of, verify
+from osmotic.runtime.results.verifying import ELSEWHERE, ledgers_of, verify
+from osmotic.runtime.storage.ledger import GENESIS, Ledger
 from osmotic.schemas.errors import DataError
 
 LOADED = {"component": "record_loader", "at": "clients", "config": {"data": "items"}}

@@ -17,11 +17,11 @@ from osmotic.plugins.entropy import SystemEntropy
 from osmotic.plugins.fake_context import FakeContext
 from osmotic.plugins.host import Registry, build_registry
 from osmotic.runtime import api
-from osmotic.runtime.plan_text import plan_text
-from osmotic.runtime.record_noise import vote_event
-from osmotic.runtime.tables import ledger_text
-from osmotic.runtime.verifying import _charge_problems, _set_problems, ledgers_of, verify
-from osmotic.runtime.votes import noisy, noisy_votes
+from osmotic.runtime.privacy.record_noise import vote_event
+from osmotic.runtime.privacy.votes import noisy, noisy_votes
+from osmotic.runtime.results.verifying import _charge_problems, _set_problems, ledgers_of, verify
+from osmotic.runtime.screen.plan_text import plan_text
+from osmotic.runtime.screen.tables import ledger_text
 from osmotic.schemas.errors import BudgetError, ConfigError, DataError, OsmoticError, RefusedError
 from osmotic.schemas.noise import VoteNoise
 

@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from osmotic.plugins.host import Registry
 from osmotic.runtime import api
-from osmotic.runtime.asked import Asked, asked_of
 from osmotic.runtime.cli import application
-from osmotic.runtime.explaining import why_text
+from osmotic.runtime.plan.asked import Asked, asked_of
+from osmotic.runtime.plan.explaining import why_text
 from osmotic.schemas.errors import ConfigError, DataError
 
 Tasks = Callable[..., dict[str, Any]]

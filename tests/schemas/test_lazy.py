@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from osmotic.runtime.store import Store
+from osmotic.runtime.storage.store import Store
 from osmotic.schemas.artifacts import Document, Gathered, Weights
 from osmotic.schemas.errors import DataError, StoreError
 from osmotic.schemas.lazy import LazyTensors

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from osmotic.runtime.console import Console
+from osmotic.runtime.screen.console import Console
 from osmotic.schemas.errors import ConfigError, Problem
 from osmotic.schemas.terminal import Harmless, harmless
 

@@ -14,7 +14,7 @@ import yaml
 from osmotic.components.cluster_judge import ClusterJudge, ClusterJudgeConfig
 from osmotic.components.teacher_augmenter import TeacherAugmenter, TeacherAugmenterConfig
 from osmotic.plugins.labelled.fate_llm import read_fate_llm
-from osmotic.runtime.prompts import prompts_text
+from osmotic.runtime.tools.prompts import prompts_text
 from osmotic.schemas.errors import ConfigError
 from osmotic.schemas.source import parse
 

@@ -12,7 +12,7 @@ import pytest
 from osmotic.plugins.labelled.fate_llm_kit import kit_folder, read_kit, write_kit
 from osmotic.plugins.labelled.fate_llm_records import read_results
 from osmotic.plugins.spaces import space_of
-from osmotic.runtime.converting import convert
+from osmotic.runtime.tools.converting import convert
 from osmotic.schemas.errors import ConfigError, DataError
 from osmotic.schemas.records import FieldSpec, RecordSchema
 
@@ -94,7 +94,7 @@ def test_what_was_converted_can_be_bound_and_stays_private(tmp_path: Path) -> No
     import yaml
 
     from osmotic import call
-    from osmotic.runtime.flow import source_label
+    from osmotic.runtime.plan.flow import source_label
     from osmotic.schemas.policy import SitePolicy
 
     file = tmp_path / "results.json"

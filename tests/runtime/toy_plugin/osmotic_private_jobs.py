@@ -18,9 +18,9 @@ from osmotic.plugins.contract import (
     Weights,
 )
 from osmotic.plugins.hookspecs import hookimpl
-from osmotic.runtime.composition import RecordEvents
-from osmotic.runtime.ledger import Ledger
-from osmotic.runtime.private_training import private_training
+from osmotic.runtime.privacy.composition import RecordEvents
+from osmotic.runtime.privacy.private_training import private_training
+from osmotic.runtime.storage.ledger import Ledger
 from osmotic.schemas.noise import TrainingNoise, VoteNoise
 from osmotic.schemas.policy import Budget, RecordBudget, SitePolicy
 
