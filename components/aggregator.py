@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 
 from osmotic.components.aggregation import lowrank, means, noisy, robust, servers
 from osmotic.components.aggregation.checks import LORA_A, LORA_B, Reference, Roll
+from osmotic.components.aggregation.starts import start_of
 from osmotic.plugins.contract import (
     Component,
     Config,
@@ -27,7 +28,6 @@ from osmotic.plugins.contract import (
     Out,
     Outputs,
     OwnModelName,
-    Trainable,
     Weights,
 )
 from osmotic.schemas.errors import ComponentError, Problem
@@ -112,7 +112,7 @@ class Aggregator(Component[AggregatorConfig]):
             raise ComponentError(Problem("no party sent weights"))
         if self.config.aggregation == "none" and len(models) > 1:
             raise ComponentError(Problem(f"{len(models)} parties sent weights", fix="aggregation: plain"))
-        previous = previous if previous is not None else self._start(context)
+        previous = previous if previous is not None else start_of(context, self.config.start)
         if self.config.aggregation == "dp" and previous is None:
             why, fix = "an update is a difference from them", "connect 'previous', and name the first round's model in 'start'"
             raise ComponentError(Problem("aggregation: dp needs the previous weights", path="previous", why=why, fix=fix))
@@ -134,18 +134,6 @@ class Aggregator(Component[AggregatorConfig]):
     @property
     def _at_least(self) -> int | float | None:
         return self.config.quorum.at_least if self.config.quorum else None
-
-    def _start(self, context: Context) -> Weights | None:
-        """The trainable weights of the model that `start` names, as it is."""
-        if self.config.start is None:
-            return None
-        from osmotic.components.training.engines import layout_of, read_out
-
-        model = context.model(self.config.start)
-        if not isinstance(model, Trainable):
-            raise ComponentError(Problem(f"{self.config.start!r} cannot be trained here", path="start", fix="a local model"))
-        module, _ = model.trainable()
-        return Weights(read_out(module), {"base": str(getattr(model, "fingerprint", "")), **layout_of(module)})
 
     def _roll(self, models: Gathered[Weights], previous: Weights | None) -> Roll:
         frozen = self.config.adapters == "frozen-a"

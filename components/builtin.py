@@ -99,8 +99,10 @@ def _training() -> Found:
     from osmotic.components.aggregator import Aggregator
     from osmotic.components.dp_generator import DpGenerator
     from osmotic.components.dp_task_trainer import DpTaskTrainer
+    from osmotic.components.secure_aggregator import SecureAggregator
     from osmotic.components.student_trainer import StudentTrainer
     from osmotic.components.task_trainer import TaskTrainer
+    from osmotic.components.update_maker import UpdateMaker
 
     return (
         StudentTrainer,
@@ -109,6 +111,8 @@ def _training() -> Found:
         DpGenerator,
         AdapterMixer,
         Aggregator,
+        UpdateMaker,
+        SecureAggregator,
     )
 
 

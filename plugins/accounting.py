@@ -54,7 +54,7 @@ def _composed(events: Iterable[Event], delta: float, grid: _Grid) -> dict[str, f
         check_relation(event)
         key = canonical({"kind": event["kind"], "parameters": event["parameters"]}).decode()
         groups.setdefault(event["neighbours"], Counter())[key] += 1
-    return {relation: _together(counts, delta, grid) for relation, counts in sorted(groups.items())}
+    return {relation: _together(tuple(sorted(counts.items())), delta, grid) for relation, counts in sorted(groups.items())}
 
 
 def epsilon_of(events: Iterable[Event], delta: float) -> float:
@@ -139,14 +139,16 @@ def check_relation(event: Event) -> None:
         raise ConfigError(Problem(what, path="neighbours", why=why, fix=f"neighbours: {ADD_OR_REMOVE_ONE}"))
 
 
-def _together(counts: Counter[str], delta: float, grid: _Grid) -> float:
-    events = [(json.loads(text), count) for text, count in sorted(counts.items())]
+@functools.lru_cache(maxsize=256)
+def _together(counts: tuple[tuple[str, int], ...], delta: float, grid: _Grid) -> float:
+    """Epsilon of (event as canonical JSON, how often) of one relation; many parties ask for equal ones."""
+    events = [(json.loads(text), count) for text, count in counts]
     if delta == 0:
         pure = all(event["kind"] == "laplace" for event, _ in events)
         return sum(event["parameters"]["epsilon"] * count for event, count in events) if pure else math.inf
     total: Any = None
     step = _step(events, grid)
-    for text, count in sorted(counts.items()):
+    for text, count in counts:
         one = _distribution(text, step)
         one = one if count == 1 else one.self_compose(count)
         total = one if total is None else total.compose(one)

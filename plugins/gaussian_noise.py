@@ -38,7 +38,7 @@ def rounded_gaussian(count: int, entropy: "Entropy") -> "np.ndarray":
     """int64 [count]: independent draws of round(2^30 N), N standard normal."""
     import numpy as np
 
-    slots, heights = _cells()
+    slots, heights = cells()
     out, filled = np.empty(count, dtype=np.int64), 0
     while filled < count:
         wanted = min(DRAWS, count - filled + (count - filled) // 8 + 64)
@@ -75,7 +75,7 @@ def _tried(count: int, slots: "np.ndarray", heights: "np.ndarray", entropy: "Ent
 
 
 @functools.lru_cache(maxsize=1)
-def _cells() -> "tuple[np.ndarray, np.ndarray]":
+def cells() -> "tuple[np.ndarray, np.ndarray]":
     """(int64 [65536] the cell of each slot, float64 [cells] that brings exp(-x^2/2) to the chance of being kept, at most 1)."""
     import numpy as np
 
@@ -91,7 +91,7 @@ def _sure() -> "np.ndarray":
     """int64 [cells]: the coin's first 20 bits below which any place of the cell is kept."""
     import numpy as np
 
-    heights = _cells()[1]
+    heights = cells()[1]
     ends = (np.arange(len(heights)) + 1) / (1 << WIDTH_BITS)
     return np.asarray(np.floor(np.exp(-0.5 * ends * ends) * heights * (1 - 2.0**-30) * COIN).astype(np.int64))
 

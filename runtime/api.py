@@ -18,7 +18,7 @@ from osmotic.runtime.plan.checks import Configs, model_fields, slot_problems
 from osmotic.runtime.plan.flow import Flow, infer
 from osmotic.runtime.plan.graph import Graph, Instance
 from osmotic.runtime.plan.load import Loaded, find, load, sites_file
-from osmotic.runtime.run import Runner, Watcher, accept, locked, settle
+from osmotic.runtime.run import Runner, Watcher, accept, locked, settle, spare
 from osmotic.runtime.screen.watch import watched
 from osmotic.runtime.storage.store import disk
 from osmotic.schemas.errors import ConfigError, OsmoticError, Problem, RefusedError
@@ -45,6 +45,7 @@ class Prepared:
     home: Path
     binds: tuple[str, ...] = ()
     sites: dict[str, Site] = field(default_factory=dict)
+    refused: dict[str, OsmoticError] = field(default_factory=dict)  # parties that the plan's quorums can do without
 
     def open(self, passing: bool = False) -> dict[str, Site]:
         """Open every party's site; passing: what is there is read, and nothing is made on disk."""
@@ -128,9 +129,9 @@ def run(
         locking.write_lock(ready.home / locking.FILE, ready.registry)
         with actuals.sites_of(ready) as own:
             spent, plan = actuals.spent(own), plan_of(ready.graph, ready.configs, ready.flow(), own)
-        outcome = Runner(ready.graph, transport, watcher, jobs).run()
+        outcome = Runner(ready.graph, transport, watcher, jobs, ready.home, ready.refused).run()
         summary = summarise(ready.graph, transport, outcome, plan=plan)
-        settle(transport, ready.graph)
+        settle(transport, ready.graph, outcome.lost)
         summary["home"] = str(ready.home)
         summary["asked"] = Asked(str(pipeline), overrides, sites, binds).to_json()
         summary["resolved"] = ready.loaded.pipeline.model_dump(mode="json", by_alias=True, exclude_defaults=True)
@@ -151,9 +152,9 @@ def transport_of(ready: Prepared, isolate: bool, watcher: Watcher, jobs: int = 1
     transport = _processes(ready, watcher, jobs) if apart else InProcess(ready.open(), watcher.progress)
     try:
         if apart:
-            accept(transport, ready.graph)
+            ready.refused = accept(transport, ready.graph)
         else:
-            _accept_together(ready)
+            ready.refused = _accept_together(ready)
         yield transport
     finally:
         transport.close()
@@ -178,13 +179,21 @@ def _processes(ready: Prepared, watcher: Watcher, jobs: int) -> "Transport":
     return Pool(ready.graph, home, sites, watcher.progress, ready.binds, jobs, ready.asks)
 
 
-def _accept_together(ready: Prepared) -> None:
-    """Parties of one process read the same graph; each checks it against its own policy."""
+def _accept_together(ready: Prepared) -> dict[str, OsmoticError]:
+    """Parties of one process read the same graph; each checks it against its own policy. Returns what `accept` does."""
     problems = ready.refusals(ready.flow())
-    if problems:
+    if problems and not ready.graph.waits:
         raise RefusedError(*problems)
-    for site in ready.sites.values():
-        site.take(ready.graph, ready.configs)
+    refused: dict[str, OsmoticError] = {}
+    for party, site in ready.sites.items() if problems else ():
+        own = site.objections(ready.graph, ready.configs) + infer(ready.graph, {party: site.policy}).refusals
+        if own:
+            refused[party] = RefusedError(*dict.fromkeys(own))
+    spare(ready.graph, refused)
+    for party, site in ready.sites.items():
+        if party not in refused:
+            site.take(ready.graph, ready.configs)
+    return refused
 
 
 def save(ready: Prepared, summary: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 STOPPED = 130
 # modules of runtime/commands, in the order of `--help`
-GROUPS = ("running", "explaining", "books", "watching", "mechanisms", "catalogue", "making", "export")
+GROUPS = ("running", "explaining", "books", "watching", "mechanisms", "catalogue", "making", "export", "sites")
 EPILOG = (
     "Exit codes: 0 done, 1 internal error, 2 configuration, 3 data, 4 refused, 5 store, 6 component or model, "
     "7 another party, 130 stopped."

@@ -116,6 +116,7 @@ class PeerError(OsmoticError):
 
     code = Code.LOST
     exit_code = 7
+    reason: str = ""  # in a few words, where a transport knows: "timeout after 120 s without progress"
 
 
 class ProtocolError(OsmoticError):

@@ -5,11 +5,13 @@ References between tasks: ``task`` (its first output), ``task.port``, ``loop.tas
 ``carry.name`` inside a repeat.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from osmotic.schemas.base import Config
+from osmotic.schemas.secure import SecureSum
 
 Scalar = str | int | float | bool
 NAME = r"^[a-z][a-z0-9_]*(-[a-z0-9_]+)*$"
@@ -45,11 +47,56 @@ def _source(value: Any) -> Any:
     return {"from": value} if isinstance(value, str) else value
 
 
+SECONDS = {"s": 1, "sec": 1, "min": 60, "h": 3600}
+DURATION = re.compile(r"(\d+(?:\.\d+)?) ?(s|sec|min|h)")
+LONGEST = 7 * 24 * 3600  # seconds
+
+
+def _duration(value: Any) -> Any:
+    """`"2 min"` -> 120.0; numbers are seconds."""
+    found = DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
+    if isinstance(value, str) and found is None:
+        raise ValueError(f"write seconds, or a text like '120 s', '2 min', '1 h' (got {value!r})")
+    seconds = float(found[1]) * SECONDS[found[2]] if found else value
+    if isinstance(seconds, int | float) and not isinstance(seconds, bool):
+        if not 0 < seconds <= LONGEST:
+            raise ValueError(f"must be more than 0 and at most {LONGEST} seconds (got {seconds:g})")
+        return float(seconds)
+    return seconds
+
+
+def _share(value: Any) -> Any:
+    """A whole number of parties, or a share of them: never both at once."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"give a number of parties, or a share of them from 0 to 1 (got {value!r})")
+    if isinstance(value, int) and value < 1:
+        raise ValueError(f"at least 1 party is needed (got {value})")
+    if isinstance(value, float) and not 0 < value <= 1:
+        raise ValueError(f"a share of the parties is more than 0 and at most 1 (got {value:g}); a number has no decimal point")
+    return value
+
+
+class Quorum(Config):
+    """How few of the senders of a gather are enough, and how long one is waited for."""
+
+    at_least: Annotated[
+        int | float,
+        BeforeValidator(_share, json_schema_input_type=Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)]),
+    ] = Field(description="A number of parties (3), or a share of those that the plan has there (0.6).")
+    within: Annotated[float, BeforeValidator(_duration, json_schema_input_type=float | str)] = Field(
+        120.0, description="How long a party may make no progress before it is given up: seconds, or '2 min'."
+    )
+
+
 class InputSpec(Config):
     """Where an input comes from; `waive` asks the owning site to let it cross unprotected, and says why."""
 
     source: str = Field(alias="from", description="task, task.port, loop.task or carry.name")
     waive: str | None = Field(None, min_length=10, description="Reason for crossing unprotected. Only the site grants it.")
+    quorum: Quorum | None = Field(None, description="On a gather: the run goes on when so many parties are there.")
+    secure_sum: SecureSum | None = Field(
+        None, description="Weights of several parties arrive as one, their sum; nobody sees what it is the sum of."
+    )
 
 
 Input = Annotated[InputSpec | None, BeforeValidator(_source, json_schema_input_type=str | InputSpec | None)]

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo,
 from osmotic.schemas.addresses import Address
 from osmotic.schemas.base import Config
 from osmotic.schemas.records import RecordSchema
+from osmotic.schemas.secure import SumRules
 
 
 def _kind_of_schema(value: Any) -> str:
@@ -70,8 +71,9 @@ class Budget(Config):
     )  # fmt: skip
     per_record: RecordBudget | None = Field(None, description="(epsilon, delta) of all histograms and trainings together.")
     per_client: RecordBudget | None = Field(
-        None, description="Under the name 'clients': (epsilon, delta) a client of all noisy sums of updates made here."
-    )
+        None, description="(epsilon, delta) a client of all noisy sums: under the name 'clients' of those made here, "
+        "under a data set's name of all secure sums that this party's updates from it go into.",
+    )  # fmt: skip
 
 
 class Waiver(Config):
@@ -135,6 +137,11 @@ class SitePolicy(Config):
     )
     tables: tuple[str, ...] = Field(("*",), strict=False, description="Digests (or prefixes) of tables a mechanism may use.")
     unproven: bool = Field(False, description="Allow mechanisms that are not certified (never shown as a guarantee).")
+    secure_sum: SumRules = Field(default_factory=SumRules, description="What this party asks of secure sums of its data.")
+    identities: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]] = Field(
+        default_factory=dict,
+        description="Party -> its public key (osmotic keys identity): who else is in a secure sum is then signed and checked.",
+    )
     threads: int = Field(1, ge=1, description="Compute threads of this party.")
     deadline: float | None = Field(
         None, gt=0, strict=False, allow_inf_nan=False,

@@ -61,7 +61,10 @@ def gc(
 
 
 keys = typer.Typer(
-    name="keys", no_args_is_help=True, rich_markup_mode=None, help="Back up, restore and rotate the keys that find releases."
+    name="keys",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Back up, restore and rotate the keys that find releases; show who signs.",
 )
 
 
@@ -95,6 +98,16 @@ def rotate(home: HomeArgument, party: PartyOption = None, json_: JsonOption = Fa
     from osmotic.runtime.storage.keeping import rotate as change
 
     _told(change(home, party), json_, "{party}: {keys} keys now, {releases} releases re-keyed; make a backup")
+
+
+@keys.command()
+def identity(home: HomeArgument, party: PartyOption = None, json_: JsonOption = False) -> None:
+    """The public key that each party signs with in secure sums; the others write it under 'identities' in their policies."""
+    from osmotic.runtime.secure.agreeing import identity_in
+    from osmotic.runtime.storage.keeping import vaults
+
+    found = [{"party": name, "public": identity_in(vault).public.hex()} for name, vault in vaults(home, party)]
+    _told(found, json_, "{party}: {public}")
 
 
 def _told(found: list[dict[str, Any]], json_: bool, line: str) -> None:

@@ -198,8 +198,9 @@ def coordinate(share: Share, link: Link) -> dict[str, Any]:
     service = Service(share.site, local=True)
     transport = Fate(share.party, service, share.names, link, watcher.progress, share.patience)
     try:
-        accept(transport, share.graph)
-        outcome = Runner(share.graph, transport, watcher).run()
+        for refused in accept(transport, share.graph).values():
+            raise refused  # every party of a job is needed, whatever the pipeline's quorums say
+        outcome = Runner(share.graph, transport, watcher, home=share.home).run()
         giving.hand_over(share)
         summary = summarise(share.graph, transport, outcome)
         settle(transport, share.graph)

@@ -10,6 +10,7 @@ from osmotic.runtime.party.rules import check_claims, check_entries
 from osmotic.runtime.party.site import Ref, Site
 from osmotic.runtime.plan.flow import granted
 from osmotic.runtime.plan.graph import Edge
+from osmotic.runtime.secure import received
 from osmotic.schemas.artifacts import KINDS, canonical
 from osmotic.schemas.errors import MembraneError, Problem
 from osmotic.schemas.labels import Label
@@ -32,7 +33,7 @@ def outgoing(site: Site, consumer: str, producer: str, port: str) -> list[Edge]:
     found = [
         edge
         for edge in (instance.edges() if instance else ())
-        if (edge.producer, edge.port, edge.sender) == (producer, port, site.party) and edge.crossing
+        if (edge.producer, edge.port, edge.sender) == (producer, port, site.party) and edge.crossing and edge.secure is None
     ]
     if not found:
         raise MembraneError(Problem(f"the plan has no crossing {producer}.{port} -> {consumer} from {site.party}"))
@@ -99,7 +100,7 @@ def receive(site: Site, blob: bytes) -> str:
     graph, _ = site.need()
     consumer = envelope.edge.partition("->")[2]
     instance = graph.instances.get(consumer)
-    edges = [e for e in instance.edges() if edge_id(e, consumer) == envelope.edge] if instance else []
+    edges = [e for e in instance.edges() if edge_id(e, consumer) == envelope.edge and e.secure is None] if instance else []
     if not edges or edges[0].receiver != site.party or edges[0].sender != envelope.sender or not edges[0].crossing:
         raise MembraneError(Problem("an envelope arrived that the plan does not have"))
     edge = edges[0]
@@ -122,6 +123,8 @@ def known(site: Site, consumer: str, producer: str, port: str) -> str:
     edges = [e for e in instance.edges() if e.crossing and (e.producer, e.port) == (producer, port)]
     if not edges:
         return ""
+    if edges[0].secure is not None:
+        return received.known(site, instance, edges[0].name.rpartition(".")[2])
     sql = "SELECT digest, label FROM crossed WHERE edge=? AND direction='in'"
     rows = site.ledger.query(sql, (edge_id(edges[0], consumer),))
     kind = graph.nodes[graph.instances[producer].node].component.outputs[port].kind.kind

@@ -3,6 +3,7 @@
 
 from typing import TYPE_CHECKING
 
+from osmotic.runtime.privacy.composition import SHARES
 from osmotic.schemas.errors import MembraneError, Problem
 from osmotic.schemas.labels import Label
 
@@ -32,6 +33,7 @@ def _check_release(site: "Site", name: str, ref: str) -> None:
     if not rows:
         raise MembraneError(Problem(f"{name}: no such release in the ledger of {site.party}"))
     void, dataset = rows[0]
+    dataset = str(dataset).removeprefix(SHARES)
     benchmark = dataset in site.policy.data and site.policy.data[dataset].purpose == "benchmark"
     if void and not (site.policy.seeded and benchmark):
         raise MembraneError(Problem(f"{name}: the release is void ({void})", why=f"{site.party} does not allow it"))

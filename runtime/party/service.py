@@ -13,10 +13,10 @@ import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from osmotic.plugins.contract import Artifact, Document, Generation, Metrics, Records
-from osmotic.runtime.party import membrane
+from osmotic.runtime.party import fragments, membrane
 from osmotic.runtime.party.deadlines import in_time
 from osmotic.runtime.party.ports import record_call
 from osmotic.runtime.party.site import Ref, Site
@@ -40,6 +40,9 @@ from osmotic.schemas.errors import (
 )
 from osmotic.schemas.labels import Label
 
+if TYPE_CHECKING:
+    from osmotic.runtime.secure.receiving import Receiving
+
 OWN = ("share", "find")  # for processes of one party; elsewhere, what was found finished is nobody's business
 Header = dict[str, Any]
 Reply = tuple[Header, bytes]
@@ -62,6 +65,7 @@ class Service:
 
     def __init__(self, site: Site, local: bool) -> None:
         self.site, self.local = site, local
+        self.sums: Receiving | None = None  # those that this party receives, while they are made
         self.failure: OsmoticError | None = None  # the last one, as software around this party may show it
         self.operations: dict[str, Callable[[Header, bytes], Reply]] = {
             "plan": self._plan,
@@ -69,6 +73,7 @@ class Service:
             "run": self._run,
             "alias": self._alias,
             "absent": self._absent,
+            "fragment": lambda header, blob: fragments.answer(self.handle, header, blob),
             "share": self._share,
             "find": self._find,
             "held": self._held,
@@ -77,6 +82,8 @@ class Service:
             "push": self._push,
             "until": self._until,
             "call": self._call,
+            "sum": self._sum,
+            "sum-receive": self._sum_receive,
             "metrics": self._metrics,
             "samples": self._samples,
             "document": self._document,
@@ -188,7 +195,7 @@ class Service:
 
     def _absent(self, header: Header, blob: bytes) -> Reply:
         """An instance of the plan, here or elsewhere, that never comes to be."""
-        self.site.leave_out(header["id"])
+        self.site.leave_out(header["id"], str(header.get("party", "")), str(header.get("why", "")))
         return {}, b""
 
     def _share(self, header: Header, blob: bytes) -> Reply:
@@ -264,6 +271,19 @@ class Service:
         if header["method"] == "log_likelihood":
             return {}, canonical([list(pair) for pair in model.log_likelihood([tuple(i) for i in items])])
         raise ProtocolFault(Problem(f"a model has no method {header['method']!r} that can be called from elsewhere"))
+
+    def _sum(self, header: Header, blob: bytes) -> Reply:
+        """A stage of a secure sum that a vector of this party goes into."""
+        from osmotic.runtime.secure.serving import answer
+
+        return answer(self.site, header, blob)
+
+    def _sum_receive(self, header: Header, blob: bytes) -> Reply:
+        """A stage of a secure sum that this party receives."""
+        from osmotic.runtime.secure.receiving import Receiving
+
+        self.sums = self.sums or Receiving(self.site)
+        return self.sums.answer(header, blob)
 
     def _generate(self, model: Any, items: list[Any]) -> list[Any]:
         """Answer in groups of equal options, whatever their seeds, in the order asked."""

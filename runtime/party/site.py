@@ -12,17 +12,18 @@ from osmotic import __version__
 from osmotic.plugins.certificate import code_digest
 from osmotic.plugins.contract import Artifact, Gathered
 from osmotic.plugins.host import Registry
-from osmotic.runtime.party import endpoints
+from osmotic.runtime.party import endpoints, survivors
 from osmotic.runtime.party.answers import Answers
 from osmotic.runtime.party.context import SiteContext
 from osmotic.runtime.party.data import Datasets, check_distinct
 from osmotic.runtime.party.keys import RULES, code_of, environment, key_of, use_threads, why
 from osmotic.runtime.party.ports import RemoteModel, adopt_calls, inherit_calls
 from osmotic.runtime.party.refs import Ref as Ref
-from osmotic.runtime.plan import absence, asking, demands, flow, record_asks, totals
+from osmotic.runtime.plan import absence, asking, demands, flow, record_asks, secure_asks, totals
 from osmotic.runtime.plan.checks import Configs, build_model, datasets_of, model_fields, site_problems
 from osmotic.runtime.plan.graph import Edge, Graph, Instance
 from osmotic.runtime.plan.load import load_text
+from osmotic.runtime.plan.quorum import WHYS
 from osmotic.runtime.privacy.charging import EPSILON, cap_of
 from osmotic.runtime.privacy.preparing import Prepared, classes_of
 from osmotic.runtime.privacy.questions import question_of
@@ -61,7 +62,8 @@ class Site:
         self.outbound: Callable[[str, dict[str, Any], bytes], tuple[dict[str, Any], bytes]] | None = None
         self.overdue: Callable[[OsmoticError], None] | None = None  # ends this party's process, with an answer
         self.exits: dict[str, str] = {}  # what the software around this party was given: edge -> task that made it
-        self.absent: set[str] = set()  # instances that never came to be, since their repeat stopped before
+        self.absent: set[str] = set()  # instances that never came to be: their repeat stopped before, or a party was lost
+        self.lost: dict[str, tuple[str, str]] = {}  # of those, the ones that were lost: with which party, why
         self.running: dict[str, str] = {}  # instance -> key of its work, while it runs
         self.turns: Turns | None = None  # where other processes work for this party too
         self._models: dict[str, Any] = {}
@@ -85,13 +87,14 @@ class Site:
             return [Problem(f"the plan has no party called {self.party!r}")]
         problems = site_problems(graph, configs, self.party, self.datasets)
         problems += endpoints.objections(graph, self.party, self.policy)
+        problems += secure_asks.objections(self, graph, configs)
         return problems or asking.objections(self, graph, configs) or list(totals.refusals(self, graph, configs))
 
     def take(self, graph: Graph, configs: Configs) -> None:
         """Take a plan that was checked against this party's policy; StoreError for a ledger that has forgotten charges."""
         check_charged(self.ledger)
         self.graph, self.configs = graph, configs
-        self.results, self.received, self.absent = {}, {}, set()
+        self.results, self.received, self.absent, self.lost = {}, {}, set(), {}
         specs = {n: fingerprint(s.model_dump(mode="json")) for n, s in graph.pipeline.models.items()}
         self._models = {n: m for n, m in self._models.items() if self._model_specs.get(n) == specs.get(n)}
         self._model_keys = {n: m for n, m in self._model_keys.items() if self._model_specs.get(n) == specs.get(n)}
@@ -123,9 +126,22 @@ class Site:
             raise RefusedError(Problem(f"the plan has no task {identity!r} at {self.party}"))
         return absence.without(graph, found, self.absent) if self.absent else found
 
-    def leave_out(self, identity: str) -> None:
-        """Take it that an instance never comes to be; raises RefusedError where that cannot be."""
-        absence.check(self.need()[0], identity, self.results)
+    def leave_out(self, identity: str, party: str = "", why: str = "") -> None:
+        """Take it that an instance never comes to be; raises RefusedError where that cannot be.
+
+        party, why: with whom it was lost, and the class of the reason (`quorum.WHYS`); without: a repeat stopped before it.
+        """
+        graph, _ = self.need()
+        if identity in self.absent and identity not in self.results:
+            return  # told again
+        if not party:
+            absence.check(graph, identity, self.results)
+        elif party not in graph.role_of or why not in WHYS:
+            raise RefusedError(Problem(f"{identity} cannot be left out", why=f"{party!r} is no party, or {why!r} no reason"))
+        else:
+            absence.check_lost(graph, identity, self.absent, self.results)
+            self.lost[identity] = (party, why)
+            self.results.pop(identity, None)  # what came too late is not used
         self.absent.add(identity)
 
     def find(self, edge: Edge) -> Ref | None:
@@ -144,8 +160,10 @@ class Site:
             found = [r for r in refs if r is not None]
             if len(found) < len(edges):
                 return None
-            pairs = zip(edges, found, strict=True)
-            inputs[port] = [[_source_name(e, instance), r.digest, fingerprint(r.label.to_json())] for e, r in pairs]
+            summed = any(edge.secure for edge in edges)  # one artifact, whoever is in it: its meta says so
+            pairs = zip(edges[:1], found[:1], strict=True) if summed else zip(edges, found, strict=True)
+            names = [("a sum" if summed else _source_name(edge, instance), ref) for edge, ref in pairs]
+            inputs[port] = [[name, ref.digest, fingerprint(ref.label.to_json())] for name, ref in names]
         node, config = graph.nodes[instance.node], configs.of(instance)
         facts: dict[str, Any] = {
             "component": [node.component.name, node.component.version],
@@ -258,6 +276,8 @@ class Site:
         facts = self.facts(instance)
         if facts is None:
             raise RefusedError(Problem(f"{identity}: an input has not arrived"))
+        if self.graph is not None:
+            survivors.record(self, self.graph.instances[identity])
         text = canonical(facts)
         key = hashlib.sha256(text).hexdigest()  # as `key_of` has it
         with self.turns.of(key) if self.turns else contextlib.nullcontext():
@@ -347,6 +367,8 @@ class Site:
     def _argument(self, value: Edge | tuple[Edge, ...]) -> Any:
         if isinstance(value, Edge):
             return self._load(value)
+        if value[0].secure is not None:
+            return self._load(value[0])
         edges = {(e.sender if e.crossing else _each(e)): e for e in value}
         openers = {party: (lambda e=e: self._load(e, whole=False)) for party, e in edges.items()}
         return Gathered({party: (lambda e=e: self._load(e)) for party, e in edges.items()}, openers)

@@ -62,6 +62,8 @@ def infer(graph: Graph, policies: Mapping[str, SitePolicy]) -> Flow:
         for edge in instance.edges():
             label = flow.labels[(edge.producer, edge.port)]
             if edge.crossing:
+                if edge.secure is not None and edge.secure.noisy:
+                    label = minted(label, edge.sender, f"plan:{edge.producer}")
                 kind = (label, edge.name, edge.sender, edge.receiver, edge.waive)
                 label, why = known[kind] if kind in known else known.setdefault(kind, cross(everybody, edge, label, policies))
                 flow.crossing[(instance.id, edge.producer, edge.port)] = label
@@ -143,9 +145,8 @@ def _outputs(graph: Graph, instance: Instance, joined: Label, policies: Mapping[
         label = joined
         if out.label == "source":
             label = joined | source_label(instance.party, _dataset(graph, instance), policies)
-        elif out.label == "release" and raw_entries(joined, instance.party):
-            kept = {e for e in joined.entries if e.source != "raw" or e.owner != instance.party}
-            label = Label(frozenset(kept)) | released(instance.party, f"plan:{instance.id}")
+        elif out.label == "release":
+            label = minted(joined, instance.party, f"plan:{instance.id}")
         flow.labels[(instance.id, port)] = label
 
 
@@ -162,6 +163,14 @@ def source_label(party: str, dataset: str, policies: Mapping[str, SitePolicy]) -
         return raw(party, dataset)
     binding = policies[party].data.get(dataset)
     return PUBLIC if binding is not None and binding.label == "public" else raw(party, dataset)
+
+
+def minted(label: Label, owner: str, ref: str) -> Label:
+    """A label after a release by the owner of its raw entries; without any, as it is."""
+    if not raw_entries(label, owner):
+        return label
+    kept = {e for e in label.entries if e.source != "raw" or e.owner != owner}
+    return Label(frozenset(kept)) | released(owner, ref)
 
 
 def _refusal(graph: Graph, node: str, text: str, pairs: list[str]) -> Problem:

@@ -12,6 +12,7 @@ from typing import Any
 from osmotic.plugins.host import Registry
 from osmotic.runtime.plan.load import Loaded
 from osmotic.runtime.plan.nodes import Cell, Edge, Instance, Node, fill, merge, patches, task_id
+from osmotic.runtime.plan.quorum import waits
 from osmotic.runtime.plan.references import Builder
 from osmotic.runtime.plan.sampling import SEED, rounds
 from osmotic.runtime.plan.unrolling import unroll
@@ -66,6 +67,11 @@ class Graph:
                     table[one.id] = last[like]
                 last[like] = one.id
         return table
+
+    @cached_property
+    def waits(self) -> dict[str, float]:
+        """Party that gathers with a quorum take from -> seconds without progress after which it is given up."""
+        return waits(self)
 
     def sample(self) -> list[dict[str, Any]]:
         """Who takes part in each round of a repeat with `sample`: {repeat, role, seed, round, parties}."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from osmotic.plugins.contract import Metrics, Port
-from osmotic.schemas.pipeline import Patch, Repeat, Scalar, TaskSpec
+from osmotic.schemas.pipeline import Patch, Quorum, Repeat, Scalar, TaskSpec
+from osmotic.schemas.secure import SecureSum
 from osmotic.schemas.source import Key
 
 Cell = tuple[tuple[str, Scalar], ...]
@@ -24,6 +25,13 @@ class Edge:
     receiver: str
     name: str  # task.input of the receiving task
     waive: str | None = None
+    secure: SecureSum | None = None  # only the sum over all senders of this input arrives
+    quorum: Quorum | None = None  # of the gather that it is part of
+
+    @property
+    def input(self) -> str:
+        """The port of the receiving task."""
+        return self.name.rpartition(".")[2]
 
     @property
     def crossing(self) -> bool:
@@ -33,7 +41,7 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One run of one component at one party. `inputs`: port -> edge, or a tuple of edges for a gathered port."""
+    """One run of one component at one party. `inputs`: port -> edge, or a tuple of edges for a gathered port or a sum."""
 
     id: str
     node: str

@@ -10,7 +10,7 @@ from osmotic.plugins.accounting import CLASSES
 from osmotic.runtime.party import membrane
 from osmotic.runtime.party.service import Service
 from osmotic.runtime.party.site import Site
-from osmotic.runtime.plan import estimating, flow, memory, record_asks
+from osmotic.runtime.plan import estimating, flow, memory, quorum, record_asks, secure_asks
 from osmotic.runtime.plan.absence import lacks
 from osmotic.runtime.plan.asking import asked_by, is_feedback, is_release
 from osmotic.runtime.plan.checks import Configs
@@ -130,6 +130,11 @@ def crossings(
         sender, receiver = graph.role_of[edge.sender], graph.role_of[edge.receiver]
         key = (edge.name, sender, receiver, label.word)
         fresh = {"edge": edge.name, "from": sender, "to": receiver, "kind": kind, "label": label.word, "waive": edge.waive}
+        if edge.quorum is not None:
+            several = quorum.edges_of(instance, edge.input)
+            fresh["enough"] = f"{quorum.needed(edge.quorum, len(several))} of {len(several)} are enough"
+        if edge.secure is not None:
+            fresh["sum"] = secure_asks.seen(instance, edge)
         row = rows.setdefault(key, {**fresh, **NONE, "_guessed": []})
         size = sizes.get(edge.sender, {}).get(membrane.edge_id(edge, instance.id))
         _count(row, size, estimating.size_of(kind, shapes.get(edge.producer)))
@@ -192,7 +197,7 @@ def _budget(graph: Graph, configs: Configs, sites: Mapping[str, Site]) -> list[d
             row = _release(site, dataset, prepared, attempt, instance)
             key = (instance.party, dataset, prepared.parameters, str(attempt))
         rows.setdefault(key, {"party": instance.party, "dataset": dataset, "task": instance.node, **row})
-    return list(rows.values())
+    return [*rows.values(), *secure_asks.rows(sites, graph, configs)]
 
 
 def _release(site: Site, dataset: str, prepared: Prepared, attempt: int, instance: Instance) -> dict[str, Any]:

@@ -15,10 +15,12 @@ from dataclasses import dataclass
 
 from osmotic.runtime.plan.load import Loaded
 from osmotic.runtime.plan.nodes import Cell, Edge, Instance, Node, Reference, all_patches, patches, task_id
+from osmotic.runtime.plan.quorum import needed
 from osmotic.runtime.plan.references import narrowed, producers
 from osmotic.runtime.plan.sampling import SEED, taking_part
 from osmotic.schemas.errors import ConfigError, Problem
-from osmotic.schemas.pipeline import InputSpec, Scalar
+from osmotic.schemas.pipeline import InputSpec, Quorum, Scalar
+from osmotic.schemas.secure import SecureSum
 from osmotic.schemas.source import Key
 
 LIMIT = 1_000_000  # task runs in one plan
@@ -39,6 +41,8 @@ class Feed:
     waive: str | None
     latest: bool = False
     start: "Feed | None" = None
+    secure: SecureSum | None = None
+    quorum: Quorum | None = None
 
     @property
     def sources(self) -> "list[Feed]":
@@ -176,7 +180,7 @@ class _Unroller:
         theirs = tuple((a, v) for a, v in cell if a in producer.axes)
         if (producer.name, theirs) in self.skipped:
             return start  # nothing takes the place of what was there before
-        return Feed(producer, reference.port, theirs, at_round, given.waive, latest, start)
+        return Feed(producer, reference.port, theirs, at_round, given.waive, latest, start, given.secure_sum, given.quorum)
 
     def _each(self, node: Node, cell: Cell, round_: int | None, feeds: dict[str, Feed]) -> list[str]:
         """Those taking part that an ``each: party`` task runs for: the senders of its inputs, or what those ran for."""
@@ -213,6 +217,7 @@ class _Unroller:
                 bound[port] = self._fit(node, port, feed, party, edges)
         if len(self.instances) >= LIMIT:
             raise ConfigError(self._too_many(node))
+        self._summed_once(node, bound)
         identity = task_id(node.name, cell, round_, each, party)
         self.instances[identity] = Instance(identity, node.name, party, cell, round_, each, bound)
         if round_ is not None:
@@ -234,7 +239,8 @@ class _Unroller:
                 if place in found or not self._takes_part(node, cell, round_, key or sender):
                     continue
                 if identity := self._made(source, sender, key):
-                    found[place] = Edge(identity, source.port, sender, party, f"{node.name}.{port}", source.waive)
+                    name = f"{node.name}.{port}"
+                    found[place] = Edge(identity, source.port, sender, party, name, source.waive, source.secure, source.quorum)
         return tuple(found[place] for place in sorted(found))
 
     def _made(self, feed: Feed, sender: str, key: str | None) -> str | None:
@@ -264,6 +270,11 @@ class _Unroller:
 
     def _fit(self, node: Node, port: str, feed: Feed, party: str, edges: tuple[Edge, ...]) -> Edge | tuple[Edge, ...]:
         gathered = node.ports[port].gathered
+        if edges and feed.quorum and len(edges) < needed(feed.quorum, len(edges)):
+            what = f"the input {port!r} needs {feed.quorum.at_least} parties, but {len(edges)} send one here"
+            raise ConfigError(self._problem(node, what, port, fix="a lower at_least, or more parties"))
+        if edges and feed.secure:
+            return self._summed(node, port, feed.secure, edges)
         if edges and gathered:
             return edges
         if len(edges) == 1:
@@ -273,6 +284,25 @@ class _Unroller:
             raise ConfigError(self._problem(node, what, port))
         what = f"the input {port!r} takes one artifact, but {len(edges)} parties send one"
         raise ConfigError(self._problem(node, what, port, fix="'each: party' runs the task once per sender"))
+
+    def _summed(self, node: Node, port: str, secure: SecureSum, edges: tuple[Edge, ...]) -> tuple[Edge, ...]:
+        if len(edges) < secure.at_least:
+            what = f"the input {port!r} is a secure sum of {secure.at_least} parties or more, but {len(edges)} send one"
+            raise ConfigError(self._problem(node, what, port, fix="a lower at_least, or more parties"))
+        fewest = secure.fewest(len(edges))
+        if fewest > len(edges) or fewest - secure.colluding < 2:
+            what = f"{secure.colluding} of {len(edges)} parties in league with the server: no sum of the others would hide them"
+            raise ConfigError(self._problem(node, what, port, fix=f"colluding: {max(len(edges) - 2, 0)} at most"))
+        return edges
+
+    def _summed_once(self, node: Node, bound: dict[str, Edge | tuple[Edge, ...]]) -> None:
+        """What goes into a sum must not come in by itself, or in another sum: nothing would be hidden."""
+        edges = {port: (value,) if isinstance(value, Edge) else value for port, value in bound.items()}
+        for port, several in edges.items():
+            made = {(edge.producer, edge.port) for edge in several if edge.secure}
+            others = {(e.producer, e.port) for name, found in edges.items() if name != port for e in found} if made else set()
+            if made & others:
+                raise ConfigError(self._problem(node, f"what {port!r} is the sum of comes in by another input too", port))
 
     def _too_many(self, node: Node) -> Problem:
         fix = "use fewer axis values, rounds or parties"

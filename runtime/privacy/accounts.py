@@ -27,7 +27,7 @@ from osmotic.runtime.privacy.charging import (
     kind_of,
     weakest,
 )
-from osmotic.runtime.privacy.composition import RecordEvents, events_under, size_of, told
+from osmotic.runtime.privacy.composition import SHARES, RecordEvents, events_under, size_of, told
 from osmotic.schemas.errors import MembraneError, Problem
 from osmotic.schemas.labels import Label
 
@@ -122,15 +122,16 @@ def _events_of(site: Site, refs: list[str]) -> dict[str, list[tuple[str, Event]]
 
 def _record_parts(site: Site, refs: list[str]) -> list[dict[str, Any]]:
     """(epsilon, delta) of record-level events, one entry a data set: its class is the weakest of its events'."""
-    events, parts = RecordEvents(site.ledger, site.policy), []
+    parts = []
     for dataset, rows in sorted(_events_of(site, refs).items()):
+        events = events_under(site.ledger, site.policy, dataset)
         total = events.total(dataset, [event for _, event in rows]) or {}
         ever = events.total(dataset, events.events(dataset)) or {}
         relation = f" ({total['neighbours']})" if total["neighbours"] else ""
         parts.append(
             {
-                "class": weakest(kind for kind, _ in rows), "unit": "record", "epsilon": total["epsilon"],
-                "delta": total["delta"], "ever": ever["epsilon"], "text": f"{size_of(total)} a record{relation}",
+                "class": weakest(kind for kind, _ in rows), "unit": events.unit, "epsilon": total["epsilon"],
+                "delta": total["delta"], "ever": ever["epsilon"], "text": f"{size_of(total)} a {events.unit}{relation}",
                 "of": [total["neighbours"]] if total["neighbours"] else [],
             }
         )  # fmt: skip
@@ -143,7 +144,8 @@ def _together(site: Site, refs: list[str]) -> dict[str, Any] | None:
     """
     found = []
     events = RecordEvents(site.ledger, site.policy)
-    for dataset, rows in _events_of(site, refs).items() if refs else ():
+    found_events = {name: rows for name, rows in _events_of(site, refs).items() if not name.startswith(SHARES)} if refs else {}
+    for dataset, rows in found_events.items():
         pure = _most(site, f"{_chosen(refs)} AND dataset=?", [*refs, dataset]).get(EPSILON, 0.0)
         total = events.total(dataset, [event for _, event in rows if event["neighbours"] == REPLACE_ONE])
         if pure and total is not None:

@@ -23,6 +23,7 @@ from osmotic.schemas.policy import RecordBudget, SitePolicy
 NOT_COMPUTED = "not computed: pip install 'osmotic[dp]'"
 USUAL_DELTA = 1e-5  # where nothing says at which delta to report
 CLIENTS = "clients"  # what stands in a data set's place for sums over clients
+SHARES = "client of "  # before a data set's name: its account of the secure sums that this party is one client of
 
 
 @dataclass
@@ -156,8 +157,28 @@ class ClientEvents(RecordEvents):
         return cap
 
 
+class ShareEvents(ClientEvents):
+    """Secure sums that updates from a data set go into (`SHARES`, its name): neighbours differ in this party, there or not."""
+
+    def limit(self, dataset: str) -> RecordBudget | None:
+        """The cap a client of the data set's own budget."""
+        return super().limit(dataset.removeprefix(SHARES))
+
+    def cap(self, dataset: str) -> RecordBudget | None:  # type: ignore[override]
+        """The cap a client; raises RefusedError when private data have none."""
+        name = dataset.removeprefix(SHARES)
+        cap = self.limit(dataset)
+        if cap is None and not is_open(self.policy, name):
+            fix = f"add 'budget: {{{name}: {{per_client: {{epsilon: ..., delta: ...}}}}}}' to the site file of this party"
+            what = f"the private data set {name!r} has no budget of (epsilon, delta) a client, which a secure sum is charged to"
+            raise RefusedError(Problem(what, path=f"budget.{name}.per_client", fix=fix))
+        return cap
+
+
 def events_under(ledger: Ledger, policy: SitePolicy, name: str) -> RecordEvents:
-    """The events of a data set, or those over clients."""
+    """The events of a data set, those over clients, or those of a data set's party as one client."""
+    if name.startswith(SHARES) and name not in policy.data:
+        return ShareEvents(ledger, policy)
     budget = policy.budget.get(name)
     over_clients = name == CLIENTS and name not in policy.data and not (budget and budget.per_record)
     return (ClientEvents if over_clients else RecordEvents)(ledger, policy)

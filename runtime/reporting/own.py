@@ -11,6 +11,7 @@ from typing import Any
 
 from osmotic.plugins.contract import Document, Metrics, Records
 from osmotic.runtime.party.site import Site
+from osmotic.runtime.party.survivors import told
 from osmotic.runtime.plan.flow import infer
 from osmotic.runtime.plan.graph import Graph
 from osmotic.runtime.privacy.accounts import account, called
@@ -73,6 +74,7 @@ def write_own(site: Site) -> None:
     """Write ``report.html`` and ``results.json`` into the party's folder."""
     graph, configs = site.need()
     outcome = Outcome(crossings=crossings_of(graph, site.ledger), times=times_of(graph, site.ledger), absent=site.absent)
+    outcome.quorums = told(site)
     here = {site.party: site.policy}
     plan = planned(graph, infer(graph, here), {}, guessed(graph, configs, {site.party: site}), (site.party,))
     found = summarise(graph, OwnView(site), outcome, parties=(site.party,), plan=plan)

@@ -21,7 +21,9 @@ from osmotic.runtime.reporting.crossed import crossed, parties_of, roles_of, tim
 from osmotic.runtime.reporting.dots import scale
 from osmotic.runtime.reporting.graph import lay_out
 from osmotic.runtime.reporting.lines import draw
+from osmotic.runtime.results import survivors
 from osmotic.runtime.screen.tables import number_of
+from osmotic.runtime.secure.telling import summed
 from osmotic.schemas.errors import DataError, Problem
 
 if TYPE_CHECKING:
@@ -105,4 +107,7 @@ def _shown(summary: Mapping[str, Any], title: str | None) -> dict[str, Any]:
         "events": cards.counted(summary.get("ledger", ())),
         "expected": {row["task"]: row for row in summary.get("plan", {}).get("calls", ()) if row.get("actual")},
         "meaning": words.MEANING,
+        "survivors": survivors.lines(summary),
+        "unheard": survivors.unheard(summary),
+        "summed": summed(summary),
     }

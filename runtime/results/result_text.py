@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from osmotic.runtime.reporting.frontier import per_unit
+from osmotic.runtime.results import survivors
 from osmotic.runtime.screen.tables import grid, number_of, size, width
+from osmotic.runtime.secure.telling import summed
 
 SHOWN = "Scores and samples of benchmark data are shown here."
 
@@ -20,6 +22,7 @@ def result_text(summary: dict[str, Any]) -> str:
         parts += [_arms(table), _differences(table)]
     if table["withheld"]:
         parts.append(f"Kept back (private data): metrics of {', '.join(table['withheld'])}; see each party's own folder.")
+    parts += [*survivors.text(summary), summed(summary)]
     if summary["crossings"]:
         parts.append(_crossed(summary))
     parts += [_asked(summary.get("plan", {})), _budget(summary.get("plan", {}))]

@@ -19,6 +19,7 @@ from osmotic.runtime.privacy.accounts import weakest_first
 from osmotic.runtime.privacy.charging import each_once, weakest
 from osmotic.runtime.reporting import frontier, gather
 from osmotic.runtime.reporting.lines import chart_of
+from osmotic.runtime.results import survivors
 from osmotic.runtime.results.intervals import Interval, difference, interval, wilson, within
 from osmotic.runtime.run import Outcome, ask
 from osmotic.runtime.transports.base import Transport
@@ -33,14 +34,23 @@ def summarise(
 
     parties: whose accounts are asked for; none named: everybody's. plan: what was to cross (`gather.planned`).
     """
-    arms = {row: [i for i in found if i.id not in outcome.absent] for row, found in rows_of(graph).items()}
+    heard = [party for party in parties or graph.role_of if party not in outcome.lost]
+    parties = heard if outcome.lost else parties
+    arms = {
+        row: [i for i in found if i.id not in outcome.absent and i.party not in outcome.lost]
+        for row, found in rows_of(graph).items()
+    }
     accounts = account(graph, transport, _edges(graph, list(graph.instances)), parties)
     edges = {row: _edges(graph, graph.ancestors([i.id for i in found])) for row, found in arms.items()}
     by_row = {row: account(graph, transport, found, parties) for row, found in edges.items()}
     table, scored = _table(graph, transport, arms, by_row)
     samples, sampled = _samples(graph, transport, outcome, parties)
     crossings = _with_labels(outcome, gather.transcripts(graph, transport, parties)) + _calls(graph, transport, parties)
-    guarantee = {"line": first_line(accounts, by_row), "shown": scored or sampled, "parties": accounts, "rows": by_row}
+    missing = sorted(outcome.lost)
+    guarantee = {
+        "line": first_line(accounts, by_row, missing), "shown": scored or sampled, "parties": accounts, "rows": by_row,
+        "missing": missing,
+    }  # fmt: skip
     return {
         "pipeline": graph.pipeline.name,
         "description": graph.pipeline.description,
@@ -50,6 +60,9 @@ def summarise(
         "graph": drawing(graph),
         "frontier": frontier.measured(graph.pipeline.report, table, by_row, edges, crossings),
         "crossings": crossings,
+        "quorums": survivors.ordered(outcome.quorums),
+        "sums": outcome.sums,
+        "lost": outcome.lost,
         "plan": {"crossings": list(plan)},
         "source": gather.source(graph),
         **gather.told(graph, transport, outcome.absent, parties),
@@ -183,8 +196,9 @@ def _ever(spent: list[dict[str, Any]], most: dict[str, Any]) -> str:
     return f"; {max(evers):g} ever" if max(evers) > most["epsilon"] + 1e-9 else ""
 
 
-def first_line(accounts: list[dict[str, Any]], rows: dict[str, list[dict[str, Any]]]) -> str:
-    """The run's guarantee in one line: over all crossings; edges of what was unprotected are named."""
+def first_line(accounts: list[dict[str, Any]], rows: dict[str, list[dict[str, Any]]], missing: Sequence[str] = ()) -> str:
+    """The run's guarantee in one line: over all crossings; edges of what was unprotected are named, and whose ledger could
+    not be asked."""
     text = words(accounts)
     if text == "unprotected":
         waived = sorted({edge for a in accounts for edge in a["waived"]})
@@ -193,6 +207,7 @@ def first_line(accounts: list[dict[str, Any]], rows: dict[str, list[dict[str, An
         kept = [row for row, found in rows.items() if words(found) != "unprotected"]
         between = "; " if any(", " in one for one in kept) else ", "  # a row of several axes has commas in its name
         text += f". Rows that stay protected: {between.join(kept)}" if kept else ""
+    text += f"; {', '.join(missing)}: not heard" if missing else ""
     return f"Guarantee of this run: {text}."
 
 
@@ -322,7 +337,7 @@ def _samples(
         node, _, port = sample.source.rpartition(".")
         wanted = [i for i in graph.instances.values() if i.node == node and sample.where.items() <= place_of(i).items()]
         wanted.sort(key=lambda i: not ({i.party, i.each} & set(parties)))
-        for instance in [i for i in wanted if i.id not in outcome.absent][:1]:
+        for instance in [i for i in wanted if i.id not in outcome.absent and i.party not in outcome.lost][:1]:
             try:
                 header = {"op": "samples", "id": instance.id, "port": port, "count": sample.rows}
                 reply, body = ask(transport, instance.party, header)

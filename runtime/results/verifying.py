@@ -9,8 +9,10 @@ from typing import Any
 from osmotic.plugins.host import Registry
 from osmotic.runtime.party.endpoints import ANSWER
 from osmotic.runtime.party.site import Site
+from osmotic.runtime.party.survivors import QUORUM
 from osmotic.runtime.privacy.accounts import summary
 from osmotic.runtime.privacy.charging import body_costs, costs_of
+from osmotic.runtime.secure.received import SUM
 from osmotic.runtime.storage.ledger import Ledger
 from osmotic.schemas.artifacts import canonical
 from osmotic.schemas.errors import DataError, Problem
@@ -94,11 +96,12 @@ def verify(home: Path) -> dict[str, Any]:
         ledger = Ledger(home / "parties" / party)
         with ledger.snapshot():
             found_here = ledger.chain_problems() + _charge_problems(ledger) + _set_problems(ledger) + _crossed_problems(ledger)
+            found_here += _quorum_problems(ledger)
         problems += [f"{party}: {text}" for text in found_here]
         crossings = list(_bodies(ledger, "crossings"))
         away: dict[str, int] = {}
         for entry in crossings:
-            if entry["to"] != "report" and entry["kind"] != ANSWER:
+            if entry["to"] != "report" and entry["kind"] not in (ANSWER, SUM, QUORUM):
                 sender = str(entry.get("from", party))
                 away[sender] = away.get(sender, 0) + 1
                 if sender in present:
@@ -131,6 +134,25 @@ def _away(ledger: Ledger, party: str, absent: dict[str, int]) -> tuple[list[str]
         if other not in elsewhere
     ]
     return notes, problems
+
+
+def _quorum_problems(ledger: Ledger) -> list[str]:
+    """Who a gather with a quorum says was there: enough of them, and of each something that arrived."""
+    problems: list[str] = []
+    arrived: dict[str, set[str]] = {}
+    for entry in _bodies(ledger, "crossings"):
+        _, _, task = entry["edge"].rpartition("->")
+        if entry["kind"] != QUORUM:
+            arrived.setdefault(task, set()).add(entry["from"])
+            continue
+        used, senders = set(entry.get("used", ())), arrived.get(task, set())
+        if fingerprint({key: entry.get(key) for key in ("at_least", "used", "lost")}) != entry["digest"]:
+            problems.append(f"{task}: who was there is not what its digest says")
+        if len(used) < entry.get("at_least", 0):
+            problems.append(f"{task}: {len(used)} parties were there, {entry['at_least']} are needed")
+        if used & senders and used - senders:
+            problems.append(f"{task}: nothing arrived from {', '.join(sorted(used - senders))}, who is said to have been there")
+    return problems
 
 
 def _head_problems(home: Path) -> list[str]:

@@ -72,7 +72,9 @@ def _memory(found: dict[str, Any]) -> str:
 
 def _crossing(c: dict[str, Any]) -> list[str]:
     label = c["label"].upper() if c["label"] == "exposed" else c["label"]
-    return [c["edge"], f"{c['from']} -> {c['to']}", label, c["kind"], str(c["count"]), moved(c), c["waive"] or ""]
+    kind = f"{c['kind']}: {c['sum']}" if c.get("sum") else c["kind"]
+    kind += f" ({c['enough']})" if c.get("enough") else ""
+    return [c["edge"], f"{c['from']} -> {c['to']}", label, kind, str(c["count"]), moved(c), c["waive"] or ""]
 
 
 def moved(row: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from osmotic.runtime.results.verifying import parties_of
 from osmotic.runtime.storage.durable import own_file, own_folder, settle, write_whole
-from osmotic.runtime.storage.keyring import FOLDERS, RESTORING, Keyring, Use, read_keys
+from osmotic.runtime.storage.keyring import FOLDERS, IDENTITY, RESTORING, Keyring, Use, read_keys
 from osmotic.runtime.storage.ledger import Ledger, now
 from osmotic.runtime.storage.remembering import FORGOTTEN, head_of
 from osmotic.runtime.storage.store import disk, sync
@@ -45,6 +45,7 @@ def backup(home: Path, target: Path, party: str | None = None) -> list[dict[str,
             write_whole(half / "key", ring.content)
             for folder in FOLDERS:
                 _copy_folder(vault / folder, half / folder)
+            _copy_identity(vault, half)
             half.rename(place)  # a kill before this leaves nothing that could be put back
             settle(target, target)
         charges, head = _head(place / "ledger.sqlite")
@@ -74,7 +75,16 @@ def restore(home: Path, source: Path, party: str | None = None, older: bool = Fa
     return made
 
 
+def _copy_identity(vault: Path, to: Path) -> None:
+    """The key that signs in secure sums, where there is one. Never their sessions: an older state of one may not be used."""
+    source, target = vault / IDENTITY, to / IDENTITY
+    if source.is_file() and not target.exists():
+        own_folder(target.parent)
+        write_whole(target, source.read_bytes())
+
+
 def _restore(home: Path, party: str, vault: Path, place: Path, older: bool) -> str:
+    _copy_identity(place, vault)
     ring, again = _ring(place, place / "ledger.sqlite"), (vault / RESTORING).exists()
     if not again and _readable(vault / "ledger.sqlite"):
         check = _meta(vault / "ledger.sqlite", "key")

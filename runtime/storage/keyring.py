@@ -22,6 +22,7 @@ from osmotic.schemas.errors import Problem, StoreError
 SIZE = 32
 CHECK = b"the keys of a ledger"
 FOLDERS = ("sums", "trainings")  # of the vault, beside the ledger
+IDENTITY = Path("secure", "identity")  # of the vault: 32 bytes, the signing key that secure sums know a party by
 RESTORING = "restoring"  # a file in a vault that is being put back
 RESTORE = "restore it from your backup (osmotic keys restore)"
 

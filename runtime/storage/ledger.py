@@ -256,12 +256,13 @@ class Ledger:
         digest: str,
         size: int,
         label: Label,
+        more: dict[str, Any] | None = None,
     ) -> None:
-        """Write one crossing to the transcript: durable before the bytes leave (or right after they came)."""
+        """Write one crossing to the transcript: durable before the bytes leave (or right after they came). more: beside it."""
         entries = label.to_json()
         body = {
             "time": now(), "edge": edge, "name": name, "from": sender, "to": receiver, "direction": direction, "kind": kind,
-            "digest": digest, "bytes": size, "label": entries, "word": label.word,
+            "digest": digest, "bytes": size, "label": entries, "word": label.word, **(more or {}),
         }  # fmt: skip
         values = (edge, digest, direction, canonical(entries).decode())
         with self.transaction() as db:

@@ -23,7 +23,7 @@ from osmotic.runtime.transports.framed import Framed
 from osmotic.runtime.transports.processes import Processes, Worker
 from osmotic.schemas.errors import OsmoticError, PeerError, Problem
 
-ONE = ("held", "settle", "hashes", "heads", "status")  # always asked of the first process
+ONE = ("held", "settle", "hashes", "heads", "status", "sum-receive")  # always asked of the first process
 ALL = ("settle", "hashes", "status")  # which then knows all that was done
 
 
@@ -85,7 +85,7 @@ class Pool(Processes):
         here, op = self.parties[party], header.get("op")
         if op == "plan":
             return self._plan(here, header, blob)
-        identity = str(header.get("producer" if op == "pull" else "id", ""))
+        identity = str(header.get("producer" if op in ("pull", "sum") else "id", ""))
         first = here.slots[0] if op in ONE else None
         with self._turn(party, identity if op == "run" else ""), self._slot(here, first, here.owner.get(identity)) as slot:
             self._tell(here, slot, op, identity)

@@ -68,7 +68,9 @@ class Worker:
             status = self.process.wait()
         why = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
         fix = "run the same command again: what was finished is kept"
-        return PeerError(Problem(f"the process of {self.party} ended during the run", why=why, fix=fix))
+        lost = PeerError(Problem(f"the process of {self.party} ended during the run", why=why, fix=fix))
+        lost.reason = f"its process ended: {why}"
+        return lost
 
 
 class Processes(Framed):

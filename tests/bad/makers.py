@@ -428,3 +428,20 @@ def _overwrite(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[100:] = b"\x5a" * (len(content) - 100)
     path.write_bytes(bytes(content))
+
+
+# ---- sites of a deployment ----
+
+
+def site_with_unknown_key(bench: Any) -> None:
+    _site(bench, '{"osmotic_site": 1, "party": "north", "server": "hub", "polic": "../toy.sites.yaml", "policy": "x"}')
+
+
+def site_of_another_party(bench: Any) -> None:
+    _site(bench, '{"osmotic_site": 1, "party": "east", "server": "hub", "policy": "../toy.sites.yaml"}')
+
+
+def _site(bench: Any, text: str) -> None:
+    folder = bench.folder / "osmotic-site" / "local"
+    folder.mkdir(parents=True)
+    (folder / "osmotic-site.json").write_text(text, encoding="utf-8")

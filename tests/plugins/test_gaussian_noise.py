@@ -22,7 +22,7 @@ def normal(x: float) -> float:
 
 def test_every_integers_chance_is_the_normal_densitys():
     """Slots of a cell x its height is one constant, so proposals that are kept have density exp(-x^2/2); no chance passes 1."""
-    slots, heights = gaussian_noise._cells()
+    slots, heights = gaussian_noise.cells()
     shares = np.bincount(slots, minlength=len(heights))
     assert len(slots) == 65536 and (shares > 0).all() and len(heights) * PLACES == 14 * STEPS
     assert np.ptp(shares * heights) / (shares * heights).max() < 2.0**-50
@@ -36,7 +36,7 @@ def test_every_integers_chance_is_the_normal_densitys():
 
 def test_a_coin_decides_at_once_only_where_every_place_of_the_cell_would():
     """What is kept at once is below the chance of the cell's rarest place, by less than two units of the coin's 20 bits."""
-    slots, heights = gaussian_noise._cells()
+    slots, heights = gaussian_noise.cells()
     chances = np.exp(-0.5 * ((np.arange(len(heights)) + 1) / 16) ** 2) * heights * gaussian_noise.COIN
     sure = gaussian_noise._sure()
     assert (sure <= chances).all() and (sure > chances - 2).all()

@@ -98,6 +98,7 @@ def test_a_noise_multiplier_is_not_taken_for_another_relation(tmp_path: Path) ->
 
 def test_a_missing_accountant_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     accounting._distribution.cache_clear()
+    accounting._together.cache_clear()
     for name in ("dp_accounting", "dp_accounting.pld"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ConfigError, match=r"osmotic\[dp\]"):
@@ -271,6 +272,7 @@ def test_counts_without_an_accountant_are_never_called_epsilon_0(
     north = next(a for a in first["guarantee"]["parties"] if a["party"] == "north")
     assert [p["class"] for p in north["parts"]] == ["gaussian", "certified"] and 4 < north["together"]["epsilon"] < 6 + 1e-3
     accounting._distribution.cache_clear()
+    accounting._together.cache_clear()
     for name in ("dp_accounting", "dp_accounting.pld"):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr("osmotic.runtime.plan.asking._check_counts", lambda *_: None)  # which says so before anything else

@@ -25,6 +25,7 @@ from osmotic.schemas.errors import ComponentError, OsmoticError, PeerError, Prob
 Tasks = Callable[..., dict[str, Any]]
 Hashes = Callable[[Path], dict[str, str]]
 SEEDED = {"seeded": True}
+TOYS = Path(__file__).parent / "toy_plugin"
 ECHO = {"echo": {"type": "toy-echo", "at": "server"}}
 
 
@@ -66,17 +67,46 @@ def by_fate(shop: Any, file: Path, home: Path, watcher: Any) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture(params=["in process", *(pytest.param(name, marks=pytest.mark.slow) for name in ("processes", "fate"))])
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory, toys: Registry) -> Iterator[Any]:
+    """NVFlare's server and two sites, as processes with TLS on loopback; each run gives the sites new processes."""
+    pytest.importorskip("nvflare", reason="the extra nvflare is not installed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(TOYS))
+        patch.setenv("OSMOTIC_PLUGINS", "toys")
+        made = importlib.import_module("osmotic_deployed").Deployed(tmp_path_factory.mktemp("deployed"), ("north", "south"))
+        try:
+            made.up()
+            yield made
+        finally:
+            made.down()
+
+
+@pytest.fixture(
+    params=["in process", "mailbox", *(pytest.param(name, marks=pytest.mark.slow) for name in ("processes", "fate", "nvflare"))]
+)
 def run(request: pytest.FixtureRequest, shop: Any, toys: Registry, toy_path: None) -> Iterator[Callable[..., dict[str, Any]]]:
+    if request.param == "mailbox":
+        pytest.importorskip("cryptography", reason="the extra 'nvflare' is not installed")
+
     def go(tasks: dict[str, Any], watcher: Any = None, home: str = "home", **document: Any) -> dict[str, Any]:
         file = shop.write(tasks, **document)
         if request.param == "fate":
             return by_fate(shop, file, shop.folder / home, watcher)
+        if request.param == "mailbox":  # messages through an engine of threads
+            found: dict[str, Any] = importlib.import_module("osmotic_post").by_post(file, shop.folder / home, toys, watcher)
+            return found
+        if request.param == "nvflare":
+            shop.home = shop.folder / home / "shop"
+            deployment = request.getfixturevalue("deployed")
+            deployment.settle_in(shop.folder / "shop.sites.yaml", shop.folder / home)
+            over: dict[str, Any] = deployment.run(file, shop.home, toys, watcher)
+            return over
         return api.run(file, home=shop.folder / home, isolate=request.param == "processes", watcher=watcher, registry=toys)
 
     go.isolated, go.registry = request.param == "processes", toys  # type: ignore[attr-defined]
-    go.veiled = request.param == "fate"  # type: ignore[attr-defined] # others do not say what was cached, nor how far they are
-    if request.param == "fate":
+    go.veiled = request.param in ("fate", "mailbox", "nvflare")  # type: ignore[attr-defined] # others do not say what was cached, nor how far they are
+    if request.param in ("fate", "nvflare"):
         shop.home = shop.folder / "home" / "shop"
     yield go
 
@@ -422,3 +452,27 @@ def test_nothing_crosses_for_a_round_that_is_not_needed(run: Any, shop: Any, tas
     rounds = {int(c["edge"].partition("round=")[2].partition("]")[0]) for c in found["crossings"] if "loop." in c["edge"]}
     assert list(found["outcome"]["stopped"].values()) == [2] and rounds == {1, 2}
     assert verify(shop.home)["problems"] == []
+
+
+def test_a_secure_sum_arrives_without_what_it_is_the_sum_of(run: Any, shop: Any, tasks: Tasks) -> None:
+    """Over any transport: one session, charged once at each client, only masked vectors cross; again: nothing does."""
+    asked = {"clip": 1.0, "range": 0.25, "at_least": 2, "noise_multiplier": 3.0}
+    weights = {"weights": "trained", "previous": "start"}
+    total = {"total": {"from": "update", "secure_sum": asked}, "previous": "start"}
+    made = {
+        "items": tasks()["items"],
+        "start": {"component": "starter", "at": "server"},
+        "trained": {"component": "puller", "at": "clients", "inputs": {"records": "items", "previous": "start"}},
+        "update": {"component": "update_maker", "at": "clients", "inputs": weights},
+        "mean": {"component": "secure_aggregator", "at": "server", "inputs": total},
+    }
+    shop.defaults = {"budget": {"*": {"per_document": 9, "per_client": {"epsilon": 9, "delta": 1e-5}}}}
+    first = run(made)
+    assert [(one["used"], one["of"], one["lost"]) for one in first["sums"]] == [(["north", "south"], 2, {})]
+    kinds = {c["kind"] for c in first["crossings"] if c["edge"].startswith("update@")}
+    assert kinds <= {"masked", ""} and "a client" in first["guarantee"]["line"]  # a party elsewhere says what it sent
+    found = verify(shop.home)
+    assert found["problems"] == [] and [p["charges"] for p in found["parties"]] == [0, 1, 1]
+    again = run(made)
+    assert again["guarantee"] == first["guarantee"] and sum(c["bytes"] for c in again["crossings"]) == 0
+    assert [p["charges"] for p in verify(shop.home)["parties"]] == [0, 1, 1]

@@ -290,7 +290,9 @@ class EchoPlugin(ModelPlugin[Nothing]):
 @hookimpl
 def register_components() -> Iterable[type[Component[Any]]]:
     """All toys."""
-    return (Asker, Liar, Picker, Smuggler, Relay, Both, Counter, Meter, Talker, Crasher, Sleeper, Climber)
+    from osmotic_sums import Puller, Starter
+
+    return (Asker, Liar, Picker, Smuggler, Relay, Both, Counter, Meter, Talker, Crasher, Sleeper, Climber, Starter, Puller)
 
 
 @hookimpl
