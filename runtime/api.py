@@ -18,7 +18,7 @@ from osmotic.runtime.plan.checks import Configs, model_fields, slot_problems
 from osmotic.runtime.plan.flow import Flow, infer
 from osmotic.runtime.plan.graph import Graph, Instance
 from osmotic.runtime.plan.load import Loaded, find, load, sites_file
-from osmotic.runtime.run import Runner, Watcher, accept, locked, settle, spare
+from osmotic.runtime.run import Runner, Watcher, accept, locked, spare
 from osmotic.runtime.screen.watch import watched
 from osmotic.runtime.storage.store import disk
 from osmotic.schemas.errors import ConfigError, OsmoticError, Problem, RefusedError
@@ -118,7 +118,7 @@ def run(
     """
     from osmotic.runtime.reporting.gather import plan_of
     from osmotic.runtime.results import actuals
-    from osmotic.runtime.results.summary import summarise
+    from osmotic.runtime.results.concluding import conclude
     from osmotic.runtime.tools import locking
 
     ready = prepare(pipeline, overrides=overrides, sites=sites, home=home, binds=binds, registry=registry)
@@ -129,9 +129,9 @@ def run(
         locking.write_lock(ready.home / locking.FILE, ready.registry)
         with actuals.sites_of(ready) as own:
             spent, plan = actuals.spent(own), plan_of(ready.graph, ready.configs, ready.flow(), own)
-        outcome = Runner(ready.graph, transport, watcher, jobs, ready.home, ready.refused).run()
-        summary = summarise(ready.graph, transport, outcome, plan=plan)
-        settle(transport, ready.graph, outcome.lost)
+        runner = Runner(ready.graph, transport, watcher, jobs, ready.home, ready.refused)
+        outcome = runner.run()
+        summary = conclude(ready.graph, transport, outcome, plan)
         summary["home"] = str(ready.home)
         summary["asked"] = Asked(str(pipeline), overrides, sites, binds).to_json()
         summary["resolved"] = ready.loaded.pipeline.model_dump(mode="json", by_alias=True, exclude_defaults=True)
@@ -139,6 +139,7 @@ def run(
             summary["plan"]["calls"] = actuals.calls(ready, own, outcome.times, summary["costs"])
             summary["plan"]["budget"] = actuals.budget(spent, actuals.spent(own))
         save(ready, summary)
+        runner.over()
     return summary
 
 

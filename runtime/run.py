@@ -26,7 +26,7 @@ from osmotic.runtime.plan.graph import Edge, Graph, Instance
 from osmotic.runtime.plan.stopping import Stops
 from osmotic.runtime.storage.store import disk
 from osmotic.runtime.transports.base import Transport
-from osmotic.schemas.errors import OsmoticError, PeerError, Problem, StoreError
+from osmotic.schemas.errors import MembraneError, OsmoticError, PeerError, Problem, ProtocolError, StoreError
 
 __all__ = [
     "FAMILIES", "Crossed", "Outcome", "Runner", "Watcher", "accept", "ask", "locked", "rebuild", "request_of", "settle",
@@ -97,6 +97,7 @@ class Runner(Progress):
             loss = loss_of(party, error, isinstance(error, PeerError))
             if isinstance(error, PeerError):
                 self.losses.away[party] = loss
+                self.told_lost(party, loss.text)
             else:
                 self._without(loss, [one.id for one in self.graph.at(party)], error, True)
         for party in self.graph.role_of:
@@ -210,6 +211,8 @@ class Runner(Progress):
     ) -> None:  # fmt: skip
         """An instance is settled, and others can have what it gave."""
         with self.condition:
+            if instance.id in self.settled:
+                return  # lost meanwhile, with what it needs or whom it was for
             self.outcome.cached += cached
             self.outcome.quorums += told
             self.deliveries.pop(instance.id, None)
@@ -226,7 +229,16 @@ class Runner(Progress):
             edges = {edge_id(edge, instance.id): edge for edge in instance.edges() if self._goes(edge)}
             waiting += [self._take(instance, edge) for edge in edges.values()]
         for one in waiting:
+            self._hand_in(one)
+
+    def _hand_in(self, one: Delivery) -> None:
+        """Give a party what has crossed to it; where that is no envelope of the plan, its sender is at fault."""
+        try:
             self._ask(one.party, one.header, one.blob)
+        except Lost as lost:
+            if not lost.gone and isinstance(lost.error, MembraneError | ProtocolError):
+                lost.instance = one.producer
+            raise
 
     def _waiting_for(self, instance: Instance) -> list[Delivery]:
         """What has crossed for an instance, from whoever is still there."""
@@ -319,7 +331,8 @@ class Runner(Progress):
         except Lost as lost:
             if not lost.gone and not lost.instance:
                 return False
-            self._missing(lost.instance or chain[0].id, lost)
+            inside = any(one.id == lost.instance for one in chain)
+            self._missing(lost.instance if inside else chain[0].id, lost)
         except BaseException as error:  # noqa: BLE001 - handed to the thread that waits, which raises it
             self._fail(error)
         return True
@@ -335,7 +348,7 @@ class Runner(Progress):
                 if len(delivery.blob) <= SMALL:
                     fragment.add(one, delivery.header, delivery.blob)
                 else:
-                    self._ask(delivery.party, delivery.header, delivery.blob)
+                    self._hand_in(delivery)
             told[one.id] = self.losses.survivors(one)
             self.begun(one)
             fragment.add(one, {"op": "run", "id": one.id})

@@ -12,6 +12,7 @@ import typer
 from osmotic.runtime.commands.options import JsonOption
 
 HomeArgument = Annotated[Path, typer.Argument(help="Folder of a run (osmotic-runs/NAME).")]
+PlaceArgument = Annotated[Path, typer.Argument(help="Folder of a run or of a site, or a policy file.")]
 PartyOption = Annotated[str | None, typer.Option("--party", help="This party only.")]
 
 
@@ -101,13 +102,11 @@ def rotate(home: HomeArgument, party: PartyOption = None, json_: JsonOption = Fa
 
 
 @keys.command()
-def identity(home: HomeArgument, party: PartyOption = None, json_: JsonOption = False) -> None:
+def identity(place: PlaceArgument, party: PartyOption = None, json_: JsonOption = False) -> None:
     """The public key that each party signs with in secure sums; the others write it under 'identities' in their policies."""
-    from osmotic.runtime.secure.agreeing import identity_in
-    from osmotic.runtime.storage.keeping import vaults
+    from osmotic.runtime.secure.identities import identities
 
-    found = [{"party": name, "public": identity_in(vault).public.hex()} for name, vault in vaults(home, party)]
-    _told(found, json_, "{party}: {public}")
+    _told(identities(place, party), json_, "{party}: {public}")
 
 
 def _told(found: list[dict[str, Any]], json_: bool, line: str) -> None:

@@ -12,7 +12,7 @@ from osmotic.runtime.coordinator.losses import Lost
 from osmotic.runtime.coordinator.requests import rebuild
 from osmotic.runtime.plan.graph import Edge, Instance
 from osmotic.runtime.transports.base import Header
-from osmotic.schemas.errors import Problem, ProtocolError
+from osmotic.schemas.errors import MembraneError, OsmoticError, Problem, ProtocolError
 
 SMALL = 64 << 10  # bytes: what travels in the message itself
 LONGEST = 200  # tasks of one fragment
@@ -68,7 +68,7 @@ class Fragment:
                 raise self._strange()
             if "error" in one:
                 made.pop(identity, None)
-                return made, Lost(self.party, identity, rebuild(self.party, {"id": identity, "op": op}, one["error"]), False)
+                return made, self._failed(place, rebuild(self.party, {"id": identity, "op": op}, one["error"]))
             found = made.setdefault(identity, Made())
             if op == "run":
                 seconds = one.get("seconds", 0.0)
@@ -84,6 +84,11 @@ class Fragment:
         if len(answers) < len(self.steps) or begin != len(blob):
             raise self._strange()
         return made, None
+
+    def _failed(self, place: int, error: OsmoticError) -> Lost:
+        """The step that ended it; where what had crossed is no envelope of the plan, its sender is at fault."""
+        sent = self.steps[place]["op"] == "push" and isinstance(error, MembraneError | ProtocolError)
+        return Lost(self.party, str(self.steps[place]["producer"]) if sent else self.whose[place], error, False)
 
     def _size(self, one: dict[str, Any]) -> int:
         size = one.get("bytes", 0)

@@ -16,7 +16,7 @@ from typing import Any
 from osmotic.runtime.plan import quorum
 from osmotic.runtime.plan.graph import Graph, Instance
 from osmotic.runtime.plan.quorum import FAILED, REFUSED, TIMEOUT, WHYS, Gather, Reach, gathers, owner
-from osmotic.runtime.storage.store import disk
+from osmotic.runtime.storage.durable import write_whole
 from osmotic.schemas.artifacts import canonical
 from osmotic.schemas.errors import OsmoticError, PeerError, Problem, RefusedError, RequireError
 
@@ -190,10 +190,7 @@ class Losses:
         text = json.dumps({"plan": self.plan, "ended": ended, "losses": used}, indent=1, sort_keys=True)
         if self.file is None or not used or text == self._kept:
             return
-        with disk(self.file.parent):
-            fresh = self.file.with_suffix(".new")
-            fresh.write_text(text, encoding="utf-8")
-            fresh.replace(self.file)
+        write_whole(self.file, text.encode())
         self._kept = text
 
     def resume(self) -> list[Loss]:
@@ -205,7 +202,8 @@ class Losses:
         if not isinstance(kept, dict) or kept.get("plan") != self.plan or kept.get("ended") is not False:
             return []
         found = []
-        for one in kept.get("losses", ()):
+        losses = kept.get("losses")
+        for one in losses if isinstance(losses, list) else ():
             with suppress(TypeError, KeyError):
                 ids = [identity for identity in one["ids"] if identity in self.graph.instances]
                 if one["why"] in WHYS and one["party"] in self.graph.waits:

@@ -9,7 +9,7 @@ from osmotic.runtime.transports.base import Header
 
 
 class Watcher(Protocol):
-    """Sees a run as it goes."""
+    """Sees a run as it goes. It may also have `begun(instance)`, and `lost(party, why)`: why is empty when it is back."""
 
     def started(self, total: int) -> None:
         """The plan was accepted everywhere."""

@@ -37,6 +37,7 @@ class Progress:
         self.gathers: list[Gather] = [g for one in graph.instances.values() for g in gathers(one)] if graph.waits else []
         self.left = len(graph.instances)
         self.failure: BaseException | None = None
+        self.told_lost: Callable[[str, str], None] = getattr(watcher, "lost", lambda party, why: None)  # watchers may have it
         self.condition = threading.Condition()
 
     def _open(self, party: str) -> bool:
@@ -104,12 +105,17 @@ class Progress:
         """Note that a party cannot be reached; raises the error where nobody can do without it."""
         if lost.party not in self.graph.waits or not lost.gone or getattr(self.transport, "whole", False):
             raise lost.error
-        self.losses.away[lost.party] = loss_of(lost.party, lost.error, True)
+        loss = loss_of(lost.party, lost.error, True)
+        if lost.party not in self.losses.away:
+            self.told_lost(lost.party, loss.text)
+        self.losses.away[lost.party] = loss
 
     def _without(self, loss: Loss, start: list[str], error: OsmoticError, gone: bool) -> None:
         """Go on without these instances and all that fall with them; raises where the run cannot."""
         with self.condition:
             self._left_out(self.losses.decide(loss, start, self.settled, error, gone, self.at_work))
+            if loss.party not in self.losses.away:
+                self.told_lost(loss.party, loss.text)
 
     def _left_out(self, ids: list[str]) -> None:
         """Nobody waits any more for instances that are absent from now on."""
@@ -138,7 +144,8 @@ class Progress:
             self._ask(party, *request_of(self.graph))
             self.held[party] = self._ask(party, {"op": "held"})[0]["held"]
         with self.condition:
-            self.losses.away.pop(party, None)
+            if self.losses.away.pop(party, None) is not None:
+                self.told_lost(party, "")
 
     def _give_up(self) -> None:
         """Go on without parties that are away where a gather waits for nobody else, or where nothing else is left to do."""
@@ -179,12 +186,17 @@ class Progress:
                 if not self._here(party):
                     raise Lost(party, "", lost_error(party, self.losses.away[party].text), True)
                 self._tell(party)
+                if party in self.graph.waits:
+                    self._ask(party, {"op": "heads", "heads": {}})  # or who went after its last task would end the run
                 self.losses.away.pop(party, None)
             except Lost as lost:
                 self._gone(lost)
                 self.outcome.lost[party] = self.losses.away[party].text
         for party, loss in self.losses.away.items():
             self.outcome.lost.setdefault(party, loss.text)
+
+    def over(self) -> None:
+        """The result of the run is kept: the next one in this folder starts afresh. Before, it goes on with these decisions."""
         self.losses.save(True)
 
 

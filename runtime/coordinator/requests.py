@@ -70,7 +70,7 @@ def accept(transport: Transport, graph: Graph) -> dict[str, OsmoticError]:
             ask(transport, party, header, text)
         except RefusedError as error:
             away[party] = error
-        except PeerError as error:
+        except (PeerError, ProtocolError) as error:
             if party not in graph.waits:
                 raise
             away[party] = error

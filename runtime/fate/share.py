@@ -185,6 +185,10 @@ class Watching:
         self.link.pulse.step()
         self.link.log(f"[{self.done}/{self.total}] {instance.id}")
 
+    def lost(self, party: str, why: str) -> None:
+        """A line for a party that the run goes on without."""
+        self.link.log(f"lost: {party} ({why})" if why else f"back: {party}")
+
     def progress(self, party: str, task: str, done: int, total: int, note: str) -> None:
         """Something goes on; what, is nobody's business."""
         self.link.pulse.step(task)
@@ -200,11 +204,13 @@ def coordinate(share: Share, link: Link) -> dict[str, Any]:
     try:
         for refused in accept(transport, share.graph).values():
             raise refused  # every party of a job is needed, whatever the pipeline's quorums say
-        outcome = Runner(share.graph, transport, watcher, home=share.home).run()
+        runner = Runner(share.graph, transport, watcher, home=share.home)
+        outcome = runner.run()
         giving.hand_over(share)
         summary = summarise(share.graph, transport, outcome)
         settle(transport, share.graph)
         _save(share, summary)
+        runner.over()
         return giving.give(share, link, summary)
     except OsmoticError as error:
         told = _told(share, service, transport.failures, error)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A site that answers another operator's server: its service opens with the first plan, and a refused plan says why.
 
-Of the reasons only those are told that follow from the plan and the policy alone (`telling`); of all else a code crosses.
+Of the reasons only those are told that follow from the plan and the policy alone (`telling`); of all else a code crosses. The
+policy is read anew for every plan: one that was narrowed holds from then on, whichever process of the site is asked.
 """
 
 import contextlib
@@ -43,19 +44,40 @@ class Wires:
     overdue: Overdue | None = None
 
 
-class Answering:
-    """What a site's process answers with. home: of all pipelines; each has a folder of its own below it, by its name."""
+@dataclass(frozen=True)
+class Rules:
+    """What the site's operator wrote. home: of all pipelines; each has a folder of its own below it, by its name."""
 
-    def __init__(self, site: SiteFile, home: Path, policies: Policies, registry: Registry) -> None:
-        self.site_file, self.home, self.policies, self.registry = site, home, policies, registry
+    site: SiteFile
+    home: Path
+    policies: Policies
+
+
+class Answering:
+    """What a site's process answers with. read: the site's rules as they are now; raises ConfigError."""
+
+    def __init__(self, read: Callable[[], Rules], registry: Registry) -> None:
+        self.read, self.rules, self.registry = read, read(), registry
         self.service: Service | None = None
         self.failure: OsmoticError | None = None
         self._pipeline = ""
         self._open = contextlib.ExitStack()
         self.site = Wires()  # of the site that the next plan opens; whoever carries messages sets them
 
+    @property
+    def site_file(self) -> SiteFile:
+        """The site's own file."""
+        return self.rules.site
+
     def handle(self, header: Header, blob: bytes) -> Reply:
         """Answer one request; errors become a header with a code from the closed list, and a plan's with its reasons."""
+        if header.get("op") == "plan":
+            try:
+                self._read_again()
+            except OsmoticError as error:
+                self.close()  # rules that cannot be read allow nothing
+                self.failure = error
+                return refusal(error, local=False), b""
         try:
             service = self._for_plan(header, blob) if header.get("op") == "plan" else self._ready()
         except OsmoticError as error:
@@ -80,6 +102,16 @@ class Answering:
 
     # ---- opening ----
 
+    def _read_again(self) -> None:
+        """Take up what the operator changed. Raises ConfigError for rules that are wrong, or need a new process."""
+        before, found = self.rules.site, self.read()
+        if (found.site.party, found.site.plugins) != (before.party, before.plugins):
+            what, fix = "the site's file names another party or other plugins than before", "start osmotic join again"
+            raise ConfigError(Problem(what, path="party, plugins", fix=fix))
+        if found != self.rules:
+            self.close()
+            self.rules = found
+
     def _ready(self) -> Service:
         if self.service is None:
             raise RefusedError(Problem(f"{self.site_file.party} has accepted no plan"))
@@ -101,10 +133,10 @@ class Answering:
         return service
 
     def _begin(self, pipeline: str) -> None:
-        home, party = self.home / pipeline, self.site_file.party
+        home, party = self.rules.home / pipeline, self.site_file.party
         with contextlib.ExitStack() as stack:
             self._enter(stack, home / "parties" / party)
-            site = open_site(party, home, self.policies, self.registry)
+            site = open_site(party, home, self.rules.policies, self.registry)
             stack.callback(site.ledger.close)
             self._open = stack.pop_all()
         site.outbound, site.overdue = self.site.outbound, self.site.overdue

@@ -8,28 +8,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from osmotic import __version__
-from osmotic.plugins.certificate import code_digest
 from osmotic.plugins.contract import Artifact, Gathered
 from osmotic.plugins.host import Registry
 from osmotic.runtime.party import endpoints, survivors
 from osmotic.runtime.party.answers import Answers
 from osmotic.runtime.party.context import SiteContext
 from osmotic.runtime.party.data import Datasets, check_distinct
-from osmotic.runtime.party.keys import RULES, code_of, environment, key_of, use_threads, why
+from osmotic.runtime.party.facts import each_of, facts_of
+from osmotic.runtime.party.keys import key_of, use_threads, why
 from osmotic.runtime.party.ports import RemoteModel, adopt_calls, inherit_calls
 from osmotic.runtime.party.refs import Ref as Ref
 from osmotic.runtime.plan import absence, asking, demands, flow, record_asks, secure_asks, totals
-from osmotic.runtime.plan.checks import Configs, build_model, datasets_of, model_fields, site_problems
+from osmotic.runtime.plan.checks import Configs, build_model, datasets_of, site_problems
 from osmotic.runtime.plan.graph import Edge, Graph, Instance
 from osmotic.runtime.plan.load import load_text
 from osmotic.runtime.plan.quorum import WHYS
 from osmotic.runtime.privacy.charging import EPSILON, cap_of
-from osmotic.runtime.privacy.preparing import Prepared, classes_of
+from osmotic.runtime.privacy.preparing import Prepared
 from osmotic.runtime.privacy.questions import question_of
 from osmotic.runtime.privacy.releases import Releaser
 from osmotic.runtime.storage.ledger import Ledger
-from osmotic.runtime.storage.remembering import ITSELF, check_charged
+from osmotic.runtime.storage.remembering import check_charged
 from osmotic.runtime.storage.store import Store
 from osmotic.runtime.storage.turns import Turns
 from osmotic.schemas.artifacts import canonical
@@ -64,6 +63,8 @@ class Site:
         self.exits: dict[str, str] = {}  # what the software around this party was given: edge -> task that made it
         self.absent: set[str] = set()  # instances that never came to be: their repeat stopped before, or a party was lost
         self.lost: dict[str, tuple[str, str]] = {}  # of those, the ones that were lost: with which party, why
+        self.late: dict[str, dict[str, Ref]] = {}  # of the lost ones, what was made here all the same: others may have used it
+        self.gathered: dict[tuple[str, str], dict[str, Any]] = {}  # who was there for what ran here (`survivors`)
         self.running: dict[str, str] = {}  # instance -> key of its work, while it runs
         self.turns: Turns | None = None  # where other processes work for this party too
         self._models: dict[str, Any] = {}
@@ -94,7 +95,8 @@ class Site:
         """Take a plan that was checked against this party's policy; StoreError for a ledger that has forgotten charges."""
         check_charged(self.ledger)
         self.graph, self.configs = graph, configs
-        self.results, self.received, self.absent, self.lost = {}, {}, set(), {}
+        self.results, self.received, self.absent, self.lost, self.late = {}, {}, set(), {}, {}
+        self.gathered = {}
         specs = {n: fingerprint(s.model_dump(mode="json")) for n, s in graph.pipeline.models.items()}
         self._models = {n: m for n, m in self._models.items() if self._model_specs.get(n) == specs.get(n)}
         self._model_keys = {n: m for n, m in self._model_keys.items() if self._model_specs.get(n) == specs.get(n)}
@@ -141,7 +143,8 @@ class Site:
         else:
             absence.check_lost(graph, identity, self.absent, self.results)
             self.lost[identity] = (party, why)
-            self.results.pop(identity, None)  # what came too late is not used
+            if (made := self.results.pop(identity, None)) is not None:
+                self.late[identity] = made  # what came too late is not used any more
         self.absent.add(identity)
 
     def find(self, edge: Edge) -> Ref | None:
@@ -152,47 +155,7 @@ class Site:
 
     def facts(self, instance: Instance) -> dict[str, Any] | None:
         """What the instance's outputs depend on; None while an input is not here."""
-        graph, configs = self.need()
-        inputs: dict[str, Any] = {}
-        for port, value in instance.inputs.items():
-            edges = (value,) if isinstance(value, Edge) else value
-            refs = [self.find(edge) for edge in edges]
-            found = [r for r in refs if r is not None]
-            if len(found) < len(edges):
-                return None
-            summed = any(edge.secure for edge in edges)  # one artifact, whoever is in it: its meta says so
-            pairs = zip(edges[:1], found[:1], strict=True) if summed else zip(edges, found, strict=True)
-            names = [("a sum" if summed else _source_name(edge, instance), ref) for edge, ref in pairs]
-            inputs[port] = [[name, ref.digest, fingerprint(ref.label.to_json())] for name, ref in names]
-        node, config = graph.nodes[instance.node], configs.of(instance)
-        facts: dict[str, Any] = {
-            "component": [node.component.name, node.component.version],
-            "code": code_of(node.component.__module__),
-            "config": configs.raw(instance),
-            "inputs": inputs,
-            "models": {k: self.model_key(getattr(config, k)) for k in model_fields(config) if getattr(config, k) is not None},
-            "seed": [self.seed_of(instance), self.party],
-            "environment": environment(),
-            "osmotic": [__version__, RULES],
-            "threads": self.policy.threads,
-        }
-        outs = node.component.outputs.values()
-        if any(out.label == "source" for out in outs):
-            facts["data"] = [self.datasets.fingerprint(config.data), self.datasets.binding(config.data).label, config.data]
-        if graph.pipeline.noise_seed is not None:
-            facts["noise"] = graph.pipeline.noise_seed
-        keys = type(config).model_fields
-        if "fields" in keys or any(out.label == "release" for out in outs):
-            facts["ledger"] = self.ledger.whole_hash(ITSELF)  # releases and random ids of another are unknown
-        if "mechanism" in keys or "fields" in keys or record_asks.noise_in(config):
-            bound = [d for d in datasets_of(graph, configs, instance) if self.datasets.has(d)]
-            facts["schemas"] = [self.datasets.fingerprint(d) for d in bound]
-            facts["tables"] = [self.datasets.tables(d) for d in bound]
-        if isinstance(getattr(config, "mechanism", None), dict):
-            facts["mechanism"] = [code_digest(cls) for cls in classes_of(self.registry, config.mechanism)]
-            if models := asking.mechanism_models(self, graph, config.mechanism):
-                facts["mechanism"].append(models)
-        return facts
+        return facts_of(self, instance)
 
     def seed_of(self, instance: Instance) -> str:
         """The seed of the instance's streams: the axis ``seed`` if there is one, the round; never the arm."""
@@ -354,9 +317,12 @@ class Site:
         return {port: self._keep(instance, port, artifact, context) for port, artifact in outputs.items()}
 
     def _is_raw(self, edge: Edge) -> bool:
-        """Whether an artifact made here is private; one that is not here counts as such, one that never came to be does not."""
-        ref = self.results.get(edge.producer, {}).get(edge.port)
-        return edge.producer not in self.absent and (ref is None or bool(ref.label.of("raw")))
+        """Whether an artifact made here is private; one that is not here counts as such, one that never came to be does not.
+
+        One that was made and is lost counts as what it is: a task before this may have read it.
+        """
+        ref = self.results.get(edge.producer, self.late.get(edge.producer, {})).get(edge.port)
+        return bool(ref.label.of("raw")) if ref is not None else edge.producer not in self.absent
 
     def _source_of(self, instance: Instance) -> str | None:
         """The data set that an instance may ask for: a source's own, and nothing for any other component."""
@@ -369,7 +335,7 @@ class Site:
             return self._load(value)
         if value[0].secure is not None:
             return self._load(value[0])
-        edges = {(e.sender if e.crossing else _each(e)): e for e in value}
+        edges = {(e.sender if e.crossing else each_of(e)): e for e in value}
         openers = {party: (lambda e=e: self._load(e, whole=False)) for party, e in edges.items()}
         return Gathered({party: (lambda e=e: self._load(e)) for party, e in edges.items()}, openers)
 
@@ -411,13 +377,3 @@ class Site:
             return joined
         kept = {e for e in joined.entries if e.source != "raw" or e.owner != self.party}
         return Label(frozenset(kept)) | released(self.party, ref)
-
-
-def _each(edge: Edge) -> str:
-    """The party that an ``each: party`` task at the same role ran for."""
-    return edge.producer.partition("for=")[2].partition("]")[0]
-
-
-def _source_name(edge: Edge, instance: Instance) -> str:
-    """Which of several gathered artifacts it is; nothing for a single one (so that equal work is shared)."""
-    return edge.sender if edge.crossing else _each(edge)

@@ -31,6 +31,7 @@ def record(site: "Site", instance: "Instance") -> None:
         raise RefusedError(Problem(f"{instance.id}: too much of what it needs is absent"))
     for gather in gathers(instance):
         told = who(graph, gather, site.absent, {party: why for party, why in site.lost.values()})
+        site.gathered[(instance.id, gather.port)] = told
         edge, digest = f"{QUORUM}->{gather.port}->{instance.id}", fingerprint(told)
         sql = "SELECT digest FROM crossed WHERE edge=? AND direction='in'"
         if site.ledger.query(sql, (edge,)) != [(digest,)]:
@@ -58,7 +59,7 @@ def told(site: "Site") -> list[dict[str, Any]]:
     reasons = {party: why for party, why in site.lost.values()}
     for one in graph.at(site.party) if graph.waits else ():
         for gather in gathers(one) if one.id in site.results else ():
-            said = who(graph, gather, site.absent, reasons)
+            said = site.gathered.get((one.id, gather.port)) or who(graph, gather, site.absent, reasons)
             lost = [{"party": party, "why": why, "text": why or "had no part"} for party, why in said["lost"].items()]
             more = {"task": one.id, "node": one.node, "round": one.round, "input": gather.port, "of": len(gather.edges)}
             found.append({**said, **more, "lost": lost})

@@ -8,8 +8,9 @@ import re
 from collections.abc import Iterator
 from itertools import product
 
-from osmotic.plugins.contract import Metrics, Records, Weights, input_ports
+from osmotic.plugins.contract import Metrics, Records, input_ports
 from osmotic.plugins.host import Registry
+from osmotic.runtime.plan.gathering import objections
 from osmotic.runtime.plan.load import Loaded, Overridden
 from osmotic.runtime.plan.nodes import Node, Reference, all_patches, axes_in, metrics_port, placeholders, word
 from osmotic.runtime.plan.sampling import SEED
@@ -182,11 +183,8 @@ class Builder:
                 if found:
                     node.references[(port, given.source)] = found
                     self._fits(node, port, found, where)
-                    if given.quorum and not node.ports[port].gathered and given.secure_sum is None:
-                        what = f"a quorum is for a gather: the input {port!r} of {node.spec.component} takes one artifact"
-                        self._problem((*where, "quorum"), what, "put it where artifacts of several parties are gathered")
-                    if given.secure_sum is not None:
-                        self._sums(node, port, given.secure_sum.at_least, found, (*where, "secure_sum"))
+                    for key, what, fix in objections(node, port, given, found, self.table[found.node], self.pipeline.parties):
+                        self._problem((*where, key), what, fix)
         for port, about in node.ports.items():
             given_once = any(given for name, given, _ in _inputs(node) if name == port)
             if not given_once and not about.optional:
@@ -203,21 +201,6 @@ class Builder:
         if found.carried and found.start is None and not about.optional:
             what = f"the input {port!r} is needed, and in the first round nothing is carried"
             self._problem(where, what, "give the carried value a 'start'")
-
-    def _sums(self, node: Node, port: str, at_least: int, found: Reference, where: Key) -> None:
-        """A secure sum is of weights that tasks of one other role, with several parties, made before it."""
-        producer, about = self.table[found.node], node.ports[port]
-        what = ""
-        if about.kind is not Weights or about.gathered:
-            what = f"a secure sum arrives as one weights artifact, which {port!r} of {node.spec.component} does not take"
-        elif found.carried:
-            what = "a secure sum takes what tasks have just made, not a carried value"
-        elif producer.spec.at == node.spec.at or producer.spec.each or node.spec.each:
-            what = "a secure sum is over the parties of another role, one artifact each; 'each: party' does not go with it"
-        elif len(self.pipeline.parties.get(producer.spec.at, ())) < at_least:
-            what = f"fewer parties than at_least are at {producer.spec.at!r}"
-        if what:
-            self._problem(where, what, "one Weights input, from a role with several parties (secure_aggregator has it)")
 
     def _resolve(self, text: str, group: str | None, where: Key, carries: bool = True) -> Reference | None:
         """What a reference means, read inside the repeat `group`; None when that is a problem (noted)."""

@@ -13,6 +13,7 @@ from osmotic.runtime.plan.checks import Configs, datasets_of
 from osmotic.runtime.plan.graph import Edge, Graph, Instance
 from osmotic.runtime.privacy.charging import SLACK
 from osmotic.runtime.privacy.composition import SHARES, USUAL_DELTA, ShareEvents, size_of
+from osmotic.runtime.secure.agreeing import SESSION, sum_plan
 from osmotic.runtime.secure.received import edges_of
 from osmotic.schemas.errors import BudgetError, ConfigError, Problem, RefusedError
 from osmotic.schemas.secure import SecureSum
@@ -41,12 +42,14 @@ def asked_of(graph: Graph, party: str) -> Iterator[Asked]:
 def objections(site: "Site", graph: Graph, configs: Configs) -> list[Problem]:
     """What this party's policy says against the secure sums of a plan, located."""
     problems: list[Problem] = []
-    told: set[tuple[str, SecureSum]] = set()
+    told: set[tuple[str, int, SecureSum]] = set()
     every = list(asked_of(graph, site.party))
     for consumer, edge in every:
-        if edge.secure is not None and (edge.name, edge.secure) not in told:
-            told.add((edge.name, edge.secure))
-            problems += [_located(graph, consumer, edge, problem) for problem in _rules(site, consumer, edge, edge.secure)]
+        count = len(edges_of(consumer, edge.name.rpartition(".")[2]))  # rounds that draw parties may differ
+        if edge.secure is not None and (edge.name, count, edge.secure) not in told:
+            told.add((edge.name, count, edge.secure))
+            found = [*_rules(site, consumer, edge, edge.secure), *_impossible(graph, consumer, edge)]
+            problems += [_located(graph, consumer, edge, problem) for problem in found]
     for dataset, several in noisy(site, graph, configs, every).items():
         try:
             _check(site, dataset, [event for _, _, event in several])
@@ -75,6 +78,15 @@ def _rules(site: "Site", consumer: Instance, edge: Edge, secure: SecureSum) -> I
         yield Problem(what, fix="add them under 'identities' in its policy (osmotic keys identity), or name none")
 
 
+def _impossible(graph: Graph, consumer: Instance, edge: Edge) -> list[Problem]:
+    """Why no such sum can be made, whatever the tensors: its noise is not accounted for, or has no room in the words."""
+    try:
+        sum_plan(graph, edges_of(consumer, edge.name.rpartition(".")[2]), bytes(SESSION), {"": (1,)})
+    except ConfigError as error:
+        return list(error.problems)
+    return []
+
+
 def _located(graph: Graph, consumer: Instance, edge: Edge, problem: Problem) -> Problem:
     path = (*graph.nodes[consumer.node].path, "inputs", edge.name.rpartition(".")[2], "secure_sum")
     where, shown = graph.loaded.source.where(path), ".".join(map(str, path))
@@ -91,7 +103,10 @@ def noisy(
     for consumer, edge in every:
         if edge.secure is None or not edge.secure.noisy:
             continue
-        event = event_of(edge.secure.noise())
+        try:
+            event = event_of(edge.secure.noise())
+        except ConfigError:
+            continue  # said elsewhere: it cannot be made
         for name in datasets_of(graph, configs, graph.instances[edge.producer]):
             if site.datasets.has(name) and site.datasets.binding(name).label == "private":
                 found.setdefault(name, []).append((consumer, edge, event))

@@ -274,7 +274,7 @@ class _Unroller:
             what = f"the input {port!r} needs {feed.quorum.at_least} parties, but {len(edges)} send one here"
             raise ConfigError(self._problem(node, what, port, fix="a lower at_least, or more parties"))
         if edges and feed.secure:
-            return self._summed(node, port, feed.secure, edges)
+            return self._summed(node, port, feed.secure, feed.quorum, edges)
         if edges and gathered:
             return edges
         if len(edges) == 1:
@@ -285,7 +285,9 @@ class _Unroller:
         what = f"the input {port!r} takes one artifact, but {len(edges)} parties send one"
         raise ConfigError(self._problem(node, what, port, fix="'each: party' runs the task once per sender"))
 
-    def _summed(self, node: Node, port: str, secure: SecureSum, edges: tuple[Edge, ...]) -> tuple[Edge, ...]:
+    def _summed(
+        self, node: Node, port: str, secure: SecureSum, quorum: Quorum | None, edges: tuple[Edge, ...]
+    ) -> tuple[Edge, ...]:  # fmt: skip
         if len(edges) < secure.at_least:
             what = f"the input {port!r} is a secure sum of {secure.at_least} parties or more, but {len(edges)} send one"
             raise ConfigError(self._problem(node, what, port, fix="a lower at_least, or more parties"))
@@ -293,6 +295,10 @@ class _Unroller:
         if fewest > len(edges) or fewest - secure.colluding < 2:
             what = f"{secure.colluding} of {len(edges)} parties in league with the server: no sum of the others would hide them"
             raise ConfigError(self._problem(node, what, port, fix=f"colluding: {max(len(edges) - 2, 0)} at most"))
+        if quorum is not None and needed(quorum, len(edges)) < fewest:
+            what = f"{needed(quorum, len(edges))} of {len(edges)} are enough for the quorum of {port!r}, not for its secure sum"
+            fix = f"quorum: {{at_least: {fewest}}} or more: each client refuses a sum of fewer"
+            raise ConfigError(self._problem(node, what, port, fix=fix))
         return edges
 
     def _summed_once(self, node: Node, bound: dict[str, Edge | tuple[Edge, ...]]) -> None:

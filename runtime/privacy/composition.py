@@ -167,6 +167,9 @@ class ShareEvents(ClientEvents):
     def cap(self, dataset: str) -> RecordBudget | None:  # type: ignore[override]
         """The cap a client; raises RefusedError when private data have none."""
         name = dataset.removeprefix(SHARES)
+        if dataset in self.policy.data:
+            what = f"{dataset!r} is a data set here, and would share its account with secure sums of {name!r}"
+            raise RefusedError(Problem(what, path=f"data.{dataset}", fix="bind the data set under another name"))
         cap = self.limit(dataset)
         if cap is None and not is_open(self.policy, name):
             fix = f"add 'budget: {{{name}: {{per_client: {{epsilon: ..., delta: ...}}}}}}' to the site file of this party"

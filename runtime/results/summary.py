@@ -43,12 +43,14 @@ def summarise(
     accounts = account(graph, transport, _edges(graph, list(graph.instances)), parties)
     edges = {row: _edges(graph, graph.ancestors([i.id for i in found])) for row, found in arms.items()}
     by_row = {row: account(graph, transport, found, parties) for row, found in edges.items()}
-    table, scored = _table(graph, transport, arms, by_row)
+    missing = sorted(outcome.lost)
+    unsure = survivors.unsure(graph, arms, missing)
+    table, scored = _table(graph, transport, arms, {row: heard_words(found, unsure[row]) for row, found in by_row.items()})
     samples, sampled = _samples(graph, transport, outcome, parties)
     crossings = _with_labels(outcome, gather.transcripts(graph, transport, parties)) + _calls(graph, transport, parties)
-    missing = sorted(outcome.lost)
+    sure = {row: found for row, found in by_row.items() if not unsure[row]}
     guarantee = {
-        "line": first_line(accounts, by_row, missing), "shown": scored or sampled, "parties": accounts, "rows": by_row,
+        "line": first_line(accounts, sure, missing), "shown": scored or sampled, "parties": accounts, "rows": by_row,
         "missing": missing,
     }  # fmt: skip
     return {
@@ -198,7 +200,7 @@ def _ever(spent: list[dict[str, Any]], most: dict[str, Any]) -> str:
 
 def first_line(accounts: list[dict[str, Any]], rows: dict[str, list[dict[str, Any]]], missing: Sequence[str] = ()) -> str:
     """The run's guarantee in one line: over all crossings; edges of what was unprotected are named, and whose ledger could
-    not be asked."""
+    not be asked. rows: those of which everybody was asked."""
     text = words(accounts)
     if text == "unprotected":
         waived = sorted({edge for a in accounts for edge in a["waived"]})
@@ -207,14 +209,21 @@ def first_line(accounts: list[dict[str, Any]], rows: dict[str, list[dict[str, An
         kept = [row for row, found in rows.items() if words(found) != "unprotected"]
         between = "; " if any(", " in one for one in kept) else ", "  # a row of several axes has commas in its name
         text += f". Rows that stay protected: {between.join(kept)}" if kept else ""
-    text += f"; {', '.join(missing)}: not heard" if missing else ""
-    return f"Guarantee of this run: {text}."
+    return f"Guarantee of this run: {heard_words(accounts, missing, text)}."
+
+
+def heard_words(accounts: list[dict[str, Any]], missing: Sequence[str], text: str = "") -> str:
+    """A guarantee in words (`text`, default: `words`), and whose ledger is not in it: what theirs cost, nobody here knows."""
+    text = text or words(accounts)
+    if not missing:
+        return text
+    return f"{'not known' if text == 'nothing crosses' else text}; {', '.join(missing)}: not heard"
 
 
 def _table(
-    graph: Graph, transport: Transport, arms: dict[str, list[Instance]], by_row: dict[str, Any]
+    graph: Graph, transport: Transport, arms: dict[str, list[Instance]], guarantees: Mapping[str, str]
 ) -> tuple[dict[str, Any], bool]:
-    """(the table, whether it shows scores that depend on benchmark data)."""
+    """(the table, whether it shows scores that depend on benchmark data). guarantees: row -> in words."""
     spec = graph.pipeline.report
     answers, withheld, shown = _measured(graph, transport, [i for found in arms.values() for i in found])
     measured: dict[str, list[dict[str, Any]]] = {}
@@ -226,7 +235,7 @@ def _table(
                 found = _named(instance.node, answers[instance.id], owners)
                 measured.setdefault(row, []).append({"party": instance.party, **cell, **found})
     columns = [{"metric": metric, "title": title} for metric, title in spec.metrics.items()]
-    rows = [_row(row, found, columns, words(by_row[row]), row in spec.apart) for row, found in measured.items()]
+    rows = [_row(row, found, columns, guarantees[row], row in spec.apart) for row, found in measured.items()]
     first = rows[0]["row"] if rows else ""
     axes = [a for a in spec.rows if any(a in place_of(i) for found in arms.values() for i in found)] or list(spec.rows[:1])
     table = {

@@ -4,8 +4,10 @@
 Rounds in which the same parties were there for the same reasons stand in one line.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
+
+from osmotic.runtime.plan.graph import Graph, Instance
 
 LINES = 12  # lines that are shown
 
@@ -46,6 +48,12 @@ def unheard(summary: Mapping[str, Any]) -> str:
         return ""
     who = ", ".join(f"{party} ({why})" for party, why in sorted(lost.items()))
     return f"Not heard at the end: {who}. Their metrics, accounts and transcripts are not in here."
+
+
+def unsure(graph: Graph, rows: Mapping[str, Iterable[Instance]], lost: Collection[str]) -> dict[str, list[str]]:
+    """Row -> parties that were not heard and may have given something to it."""
+    made = {row: graph.ancestors([one.id for one in found]) if lost else () for row, found in rows.items()}
+    return {row: sorted({graph.instances[one].party for one in ids} & set(lost)) for row, ids in made.items()}
 
 
 def _where(one: Mapping[str, Any]) -> str:

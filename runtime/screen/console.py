@@ -44,6 +44,13 @@ class Console:
                 self._line(f"[{self.done}/{self.total}] done, {self.cached} found finished")
             self._show()
 
+    def lost(self, party: str, why: str) -> None:
+        """A line for a party that the run goes on without, or that is back."""
+        with self.lock:
+            self.current.pop(party, None)
+            self._line(f"lost: {party} ({why})" if why else f"back: {party}")
+            self._show()
+
     def progress(self, party: str, task: str, done: int, total: int, note: str) -> None:
         """Progress inside a task."""
         with self.lock:

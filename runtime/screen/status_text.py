@@ -40,7 +40,8 @@ def status_text(found: dict[str, Any]) -> str:
     for party, one in found["parties"].items():
         doing = "; ".join(_doing(task, entry, end) for task, entry in found["now"].get(party, {}).items())
         spent = ", ".join(map(_spent, found["spent"][party]))
-        parts = [f"{one['done']}/{one['total']}", doing, f"spent: {spent}" if spent else ""]
+        lost = found.get("lost", {}).get(party, "")  # runs of an older version do not say
+        parts = [f"{one['done']}/{one['total']}", doing, f"spent: {spent}" if spent else "", f"lost: {lost}" if lost else ""]
         lines.append(f"  {party:{width}}  {'  |  '.join(filter(None, parts))}")
     return "\n".join(lines)
 

@@ -34,7 +34,7 @@ class Watched:
         self.now: dict[str, dict[str, dict[str, Any]]] = {party: {} for party in graph.role_of}
         self.status: dict[str, Any] = {
             "pipeline": graph.pipeline.name, "pid": os.getpid(), "process": _born(os.getpid()), "state": "running",
-            "started": time.time(), "total": len(graph.instances), "done": 0, "cached": 0, "error": "",
+            "started": time.time(), "total": len(graph.instances), "done": 0, "cached": 0, "error": "", "lost": {},
             "parties": {
                 party: {"role": role, "total": len(graph.at(party)), "done": 0} for party, role in graph.role_of.items()
             },
@@ -50,6 +50,7 @@ class Watched:
     def begun(self, instance: Instance) -> None:
         """A party is looking at a task."""
         self.now[instance.party][instance.id] = {"since": time.time()}
+        self.status["lost"].pop(instance.party, None)
         self._write()
 
     def task(self, instance: Instance, cached: bool, seconds: float) -> None:
@@ -61,6 +62,12 @@ class Watched:
         self._paces.pop((instance.party, instance.id), None)
         self._write()
         self.inner.task(instance, cached, seconds)
+
+    def lost(self, party: str, why: str) -> None:
+        """A party that the run goes on without, or that is back (no why)."""
+        self.status["lost"] = {name: text for name, text in (self.status["lost"] | {party: why}).items() if text}
+        self._write(force=True)
+        getattr(self.inner, "lost", lambda party, why: None)(party, why)
 
     def progress(self, party: str, task: str, done: int, total: int, note: str) -> None:
         """Inside a task."""

@@ -124,13 +124,13 @@ def identity_in(vault: "Path") -> "Identity":
 
 
 def pinned(site: "Site", edges: tuple[Edge, ...]) -> dict[str, bytes] | None:
-    """The public keys of everybody in a sum, where the policy names any; its own too. Raises ConfigError for bad ones."""
+    """The public keys of everybody in a sum, where the policy names any; its own too, which may be left out."""
     listed = site.policy.identities
     if not listed:
         return None
     names = [*(edge.sender for edge in edges), edges[0].receiver]
     found = {name: bytes.fromhex(listed[name]) for name in names if name in listed}
-    return {**found, site.party: identity_of(site).public}
+    return {site.party: identity_of(site).public, **found}
 
 
 def short(session: bytes) -> str:

@@ -6,7 +6,6 @@ that was killed goes on with the same session, free. It sees names, sizes, publi
 A sum that is there stands as long as no vector in it has changed; else a new session is begun, which clients are charged for.
 """
 
-import contextlib
 import json
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -24,7 +23,7 @@ from osmotic.runtime.secure.received import edges_of
 from osmotic.runtime.storage.durable import own_folder, write_whole
 from osmotic.runtime.transports.base import Header, Reply, Transport
 from osmotic.schemas.artifacts import canonical
-from osmotic.schemas.errors import OsmoticError, PeerError, Problem, RefusedError
+from osmotic.schemas.errors import BudgetError, ComponentError, MembraneError, OsmoticError, PeerError, Problem, RefusedError
 from osmotic.schemas.messages import fingerprint
 
 AT_ONCE, VECTORS = 16, 4  # clients that are asked at the same time; of whom vectors are in memory here
@@ -89,9 +88,13 @@ class Sums:
             if going.done():
                 return going.summed(crossed=False)
             if not record.finished and not going.stale():
-                with contextlib.suppress(RefusedError):  # a client was asked to the end, or gave it up: a new one begins
+                try:
                     going.make()
                     return going.summed()
+                except (BudgetError, MembraneError):
+                    raise  # would come again, and cost the others another sum
+                except RefusedError:
+                    pass  # a client was asked to the end, or gave it up: a new one begins
         made = _Session(self, consumer, port, edges, Record(os.urandom(32).hex()))
         made.make()
         return made.summed()
@@ -111,6 +114,7 @@ class _Session:
         self.edges = {edge.sender: edge for edge in edges}
         self.needed = needed_at(sums.graph, consumer, port)
         self.errors: dict[str, OsmoticError] = {}
+        self.broken: PeerError | None = None  # the receiver cannot be reached
 
     # ---- asking ----
 
@@ -222,11 +226,19 @@ class _Session:
 
         def carry(party: str) -> int:
             reply, masked = self.client(party, "masked", own[party])
-            self.receiver("masked", masked, sender=party, label=reply.get("label"))
+            if reply.get("beyond") is True:
+                raise self._beyond(party)
+            try:
+                self.receiver("masked", masked, sender=party, label=reply.get("label"))
+            except PeerError as error:
+                self.broken = error
+                raise
             return len(masked)
 
         record = self.record
         found = self.each([p for p in record.survivors or record.shares if p not in held], carry, VECTORS)
+        if self.broken is not None:
+            raise self.broken
         there = {*held, *found}
         if record.survivors:
             if not set(record.survivors) <= there:
@@ -285,9 +297,20 @@ class _Session:
         fix = "run again when they are there: what was charged is not charged again for the same session"
         kinds = {type(error) for error in self.errors.values()}
         family = kinds.pop() if len(kinds) == 1 else PeerError
-        made = family(Problem(what, path=self.port, why=why, fix=fix))
+        said = {(p.where, p.path, p.fix) for error in self.errors.values() for p in error.problems}
+        where, path, fix = said.pop() if len(said) == 1 and family is ComponentError else ("", self.port, fix)
+        made = family(Problem(what, where, path, why, fix))
         made.exit_code = max((error.exit_code for error in self.errors.values()), default=made.exit_code)
         return made
+
+    def _beyond(self, party: str) -> ComponentError:
+        """A vector that does not fit into the range, which the plan says where."""
+        edge, loaded = self.edges[party], self.sums.graph.loaded
+        path = (*self.sums.graph.nodes[self.consumer.node].path, "inputs", self.port, "secure_sum", "range")
+        most = edge.secure.range if edge.secure is not None else None
+        what = f"the vector of {party} has a number beyond the range of {most or 0:g}, or no number"
+        fix = "a larger 'range', or 'clip' beside it: then numbers beyond it are cut"
+        return ComponentError(Problem(what, loaded.source.where(path), ".".join(map(str, path)), fix=fix))
 
     def _save(self) -> None:
         lost = {party: _reason(error) for party, error in self.errors.items() if party not in self.record.survivors}

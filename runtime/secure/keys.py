@@ -75,7 +75,8 @@ def pinned(identities: Mapping[str, bytes] | None, wanted: tuple[str, ...], me: 
         fix = "pin all of them, or none: then the server is trusted to follow the protocol"
         raise ConfigError(Problem(f"no identity is pinned for {', '.join(lacking[:5])}", path="identities", why=why, fix=fix))
     if own is None or own.public != identities[me]:
-        raise ConfigError(Problem(f"the identity pinned for {me!r} is not its own key", path="identities"))
+        fix = "osmotic keys identity shows its own; tell it to the others, too"
+        raise ConfigError(Problem(f"the identity pinned for {me!r} is not its own key", path="identities", fix=fix))
     if len({identities[name] for name in wanted}) < len(wanted):
         raise ConfigError(Problem("two parties are pinned with one identity", path="identities"))
     return {name: identities[name] for name in wanted}

@@ -59,7 +59,7 @@ class Receiving:
         stage = stages.get(str(header.get("stage")))
         if stage is None:
             raise ProtocolFault(Problem(f"a secure sum has no stage {header.get('stage')!r}"))
-        return stage(blob)
+        return stage(blob) if header["stage"] == "state" or not one.over() else one.again()
 
 
 class _Request:
@@ -86,6 +86,18 @@ class _Request:
         """Whether the sum of this session is here; it then counts as received."""
         done = received.session_of(self.site, self.consumer, self.port) == self.name.hex()
         return {"done": done and bool(received.known(self.site, self.consumer, self.port))}, b""
+
+    def over(self) -> bool:
+        """Whether this session was finished by an earlier process of this party, to which what comes now was said."""
+        open_ = self.receiving.open.get(self.place)
+        if open_ is not None and open_.session.plan.session == self.name:
+            return False
+        return received.session_of(self.site, self.consumer, self.port) == self.name.hex()
+
+    def again(self) -> Reply:
+        """Any stage of a session that is over: the sum counts as received, nothing else happens."""
+        received.known(self.site, self.consumer, self.port)
+        return {}, b""
 
     def begin(self, blob: bytes) -> Reply:
         """The receiver's key of the session. header: outline, name -> shape."""

@@ -26,7 +26,7 @@ from osmotic.runtime.privacy.composition import SHARES, ShareEvents, register
 from osmotic.runtime.secure import agreeing, bundle
 from osmotic.runtime.storage.durable import alone, write_whole
 from osmotic.schemas.artifacts import canonical
-from osmotic.schemas.errors import MembraneError, Problem, ProtocolFault, RefusedError
+from osmotic.schemas.errors import ComponentError, MembraneError, Problem, ProtocolFault, RefusedError
 from osmotic.schemas.labels import Label, released
 from osmotic.schemas.messages import fingerprint
 
@@ -78,7 +78,7 @@ class Serving:
 
     def _keys(self, blob: bytes) -> Reply:
         plan = self._plan()
-        self._allowed()
+        self._allowed(plan)
         session = self._open(plan, fresh=True)
         answer = session.advertise()
         self._store(session, plan)
@@ -95,7 +95,12 @@ class Serving:
         """What the others' shares for this client decide, the masked vector; charged, then written down, before it leaves."""
         plan, weights = self._plan(), self._weights()
         session = self._open(plan)
-        masked = bytes(session.mask(bundle.unpack(blob), weights.tensors))
+        try:
+            masked = bytes(session.mask(bundle.unpack(blob), weights.tensors))
+        except ComponentError as error:
+            if self._noisy or not any(problem.path == "range" for problem in error.problems):
+                raise
+            return {"beyond": True}, b""  # the exact sum is about to be shown: less than the waiver lets go
         digest = hashlib.sha256(masked).hexdigest()
         label = self._released(plan, digest)
         self._store(session, plan)
@@ -205,14 +210,18 @@ class Serving:
 
     # ---- what leaves ----
 
-    def _allowed(self) -> None:
-        """Raise MembraneError or RefusedError, before anything is made, where the masked vector could not leave."""
+    def _allowed(self, plan: "SumPlan") -> None:
+        """Raise RefusedError, before anybody is charged, where the masked vector could not leave."""
+        from osmotic.runtime.secure.noise import event
+
         if not self._noisy:
             membrane.crossing_label(self.site, self.edge, self.ref)
             return
-        events = ShareEvents(self.site.ledger, self.site.policy)
-        for dataset in self._datasets():
-            events.cap(dataset)
+        events, cost = ShareEvents(self.site.ledger, self.site.policy), event(plan)
+        with self.site.ledger.reading() as db:
+            for account in self._datasets():
+                if events.stored(lookup_of(self.site, self.consumer, self.port, plan, account)) is None:
+                    events.check(db, account, cost)
         check_entries(self.site, self.edge.name, self.edge.receiver, self._kept())
 
     @property
@@ -255,7 +264,7 @@ def charge(
     payload = canonical({"masked": digest, "plan": plan.digest.hex()}).decode()
     with site.ledger.transaction() as db:
         for account in accounts:
-            lookup = site.ledger.whole_hash(["secure sum", consumer.id, port, plan.session.hex(), account])
+            lookup = lookup_of(site, consumer, port, plan, account)
             there = db.execute("SELECT payload FROM events WHERE lookup=?", (lookup,)).fetchone()
             if there is None:
                 events.charge(db, lookup, account, cost, payload, task=task)
@@ -264,6 +273,11 @@ def charge(
             detail = f"a secure sum of {len(plan.names)}, clip {plan.clip:g}, noise {cost['parameters']['noise_multiplier']:g}"
             made.append(register(db, "secure sum", lookup, digest, account, "gaussian", detail, "").ref)
     return made
+
+
+def lookup_of(site: "Site", consumer: Instance, port: str, plan: "SumPlan", account: str) -> str:
+    """Under which a session's charge to an account is found."""
+    return site.ledger.whole_hash(["secure sum", consumer.id, port, plan.session.hex(), account])
 
 
 def answer(site: "Site", header: Mapping[str, Any], blob: bytes) -> Reply:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from osmotic.runtime.storage.keyring import FOLDERS, RESTORING
+from osmotic.runtime.storage.keyring import FOLDERS, IDENTITY, RESTORING
 from osmotic.schemas.errors import Problem, StoreError
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def check_charged(ledger: "Ledger") -> None:
 def check_whole(vault: Path, there: bool) -> None:
     """Raise StoreError for a vault that is being put back, or whose ledger is gone while other things of it are there."""
     left = [name for name in (*FOLDERS, "ledger.sqlite-wal", "ledger.sqlite.damaged") if not there and (vault / name).exists()]
+    left += [str(IDENTITY.parent)] if not there and any((vault / IDENTITY.parent).glob("*.session")) else []
     if left or (vault / RESTORING).exists():
         what = "the ledger of this folder is gone" if left else "putting back this ledger was not finished"
         why = f"{left[0]} is there: what was released and spent would be forgotten" if left else ""

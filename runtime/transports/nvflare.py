@@ -62,11 +62,6 @@ class Nvflare(Remote):
         """What each site told of itself when it was greeted."""
         return {party: post.line.facts for party, post in self.posts.items() if post.line.greeted}
 
-    @property
-    def warnings(self) -> list[str]:
-        """What is odd, and does not stop a run: clocks that are far apart."""
-        return [line for post in self.posts.values() for line in post.line.warnings]
-
     def greet(self, parties: Iterable[str] | None = None) -> dict[str, OsmoticError]:
         """Begin a session with sites, all at once; those that could not be greeted, and why. A request does it by itself."""
         asked = [party for party in (self.posts if parties is None else parties) if party in self.posts]

@@ -36,6 +36,20 @@ def toys() -> Iterator[Registry]:
 
 
 @pytest.fixture
+def rounds(toys: Registry) -> Registry:
+    """The toys, and components of rounds."""
+    return build_registry(names=(), modules=[importlib.import_module(f"osmotic_{name}") for name in ("toys", "rounds")])
+
+
+@pytest.fixture
+def net(shop: Any, rounds: Registry, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Five clients and a server, any of which can be lost."""
+    losing = importlib.import_module("osmotic_losing")
+    shop.records = dict.fromkeys(losing.CLIENTS, shop.records["north"])
+    return losing.Net(shop, rounds, monkeypatch)
+
+
+@pytest.fixture
 def toy_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes that are started find the toys as an installed plugin."""
     monkeypatch.setenv("PYTHONPATH", str(TOYS))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from osmotic.plugins.host import build_registry
-from osmotic.runtime.party.answering import Answering
+from osmotic.runtime.party.answering import Answering, Rules
 from osmotic.runtime.party.policies import policies_of
 from osmotic.runtime.party.telling import tellable
 from osmotic.runtime.run import locked
@@ -54,7 +54,8 @@ class Bench:
         file = SiteFile.model_validate(
             {"osmotic_site": 1, "party": "north", "server": "hub", "policy": "policy.yaml", **changed}
         )
-        made = Answering(file, self.folder / "home", policies_of(["north"], self.folder / "policy.yaml"), build_registry([]))
+        policy, self.file = self.folder / "policy.yaml", file
+        made = Answering(lambda: Rules(self.file, self.folder / "home", policies_of(["north"], policy)), build_registry([]))
         self.made.append(made)
         return made
 
@@ -87,6 +88,22 @@ def test_a_plan_is_accepted_in_a_folder_of_its_own(bench: Bench) -> None:
     with locked(bench.folder / "home/toy/parties/north"), locked(bench.folder / "home/other/parties/north"):
         pass
     site.close()
+
+
+def test_a_policy_that_was_changed_holds_from_the_next_plan_on(bench: Bench) -> None:
+    """In the process that is there, which may be that of a run that was killed. A policy that cannot be read allows nothing."""
+    site = bench.site()
+    assert bench.ask(site) == {"party": "north"}
+    (bench.folder / "policy.yaml").write_text(SITES.replace("per_document: 8", "per_document: 4"))
+    assert "over the cap" in told(bench.ask(site))
+    (bench.folder / "policy.yaml").write_text(SITES.replace("budget:", "bugdet:"))
+    assert bench.ask(site) == {"error": {"code": "config", "exit": 2, "problems": []}}
+    assert site.failure is not None and "bugdet" in str(site.failure)
+    assert site.handle({"op": "held"}, b"")[0]["error"]["code"] == "policy"  # no plan is accepted any more
+    (bench.folder / "policy.yaml").write_text(SITES)
+    assert bench.ask(site) == {"party": "north"}
+    bench.file = bench.file.model_copy(update={"plugins": ("other",)})
+    assert bench.ask(site)["error"] == {"code": "config", "exit": 2, "problems": []}
 
 
 def test_reasons_that_follow_from_plan_and_policy_are_told(bench: Bench) -> None:

@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(600),
     pytest.mark.skipif(importlib.util.find_spec("nvflare") is None, reason="the extra nvflare is not installed"),
     pytest.mark.skipif(not (FOLDER / "faults.py").is_file(), reason="no benchmarks folder here"),
 ]

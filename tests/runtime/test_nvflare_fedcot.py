@@ -19,7 +19,7 @@ from osmotic.runtime.results.verifying import verify
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(900),  # two runs over processes that load torch: half a minute of processor time, shared with others
     pytest.mark.skipif(importlib.util.find_spec("nvflare") is None, reason="the extra nvflare is not installed"),
 ]
 SITES = ("north", "south", "east")
@@ -27,20 +27,19 @@ SETS = (
     "parties.clients=[north, south, east]",
     "noise_seed=5",
     "matrix.seed=[1]",
-    "matrix.arm=[fedcot, averaged]",
-    "tasks.student.config.steps=3",
-    "tasks.student.vary={arm: {fedcot: {}, averaged: {skip: true}}}",
-    "tasks.federated.repeat.times=2",
-    "tasks.federated.tasks.local.config.steps=2",
-    "tasks.rationales.config.max_new_tokens=12",
-    "tasks.clean_rationales.config.max_new_tokens=12",
-    "tasks.evaluated.config.max_new_tokens_rationale=6",
+    "matrix.arm=[fedcot]",
+    "tasks.student.config.steps=2",
+    "tasks.federated.repeat.times=1",
+    "tasks.federated.tasks.local.config.steps=1",
+    "tasks.rationales.config.max_new_tokens=6",
+    "tasks.clean_rationales.config.max_new_tokens=6",
+    "tasks.evaluated.config.modes=[label]",
 )
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    """fedcot beside a sites file of three clinics, twelve records each, that allows seeds."""
+    """fedcot beside a sites file of three clinics, eight records each, that allows seeds."""
     shutil.copy(shipped()["fedcot"], tmp_path / "fedcot.yaml")
     sites = yaml.safe_load(shipped()["fedcot"].with_name("fedcot.sites.yaml").read_text())
     sites["defaults"]["seeded"] = True
@@ -48,7 +47,7 @@ def small(tmp_path: Path) -> Path:
     sites["parties"]["east"] = json.loads(json.dumps(sites["parties"]["south"]))
     for start, party in ((0, "north"), (0, "south"), (12, "east")):
         for name, binding in sites["parties"][party]["data"].items():
-            binding["rows"] = [0, 8] if name == "exam" else [start, start + 12]
+            binding["rows"] = [0, 4] if name == "exam" else [start, start + 8]
     (tmp_path / "fedcot.sites.yaml").write_text(json.dumps(sites, indent=1))
     return tmp_path / "fedcot.yaml"
 
@@ -64,6 +63,7 @@ def test_three_sites_give_what_one_machine_gives(
     try:
         deployment.up()
         far: dict[str, Any] = deployment.run(small, tmp_path / "far" / "fedcot", registry, overrides=SETS)
+        deployment.again()  # as the next `osmotic serve`: other processes, the same stores and ledgers
         again: dict[str, Any] = deployment.run(small, tmp_path / "far" / "fedcot", registry, overrides=SETS)
     finally:
         deployment.down()

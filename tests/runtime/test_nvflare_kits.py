@@ -4,7 +4,11 @@
 import datetime
 import importlib.util
 import json
+import os
 import shutil
+import socket
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +16,9 @@ import pytest
 
 from osmotic.runtime.nvflare import extra
 from osmotic.runtime.nvflare.kits.harden import check_hardened, harden, site_resources
-from osmotic.runtime.nvflare.kits.kit import Kit, certificate, check_certificate
+from osmotic.runtime.nvflare.kits.kit import Kit, certificate, check_certificate, load
 from osmotic.runtime.nvflare.kits.provision import Kits, provision
+from osmotic.runtime.nvflare.server import lines
 from osmotic.runtime.nvflare.server.jobs import client_config, job_folder
 from osmotic.schemas.errors import ConfigError, RefusedError
 
@@ -162,6 +167,57 @@ def test_looser_settings_are_found(kits: Kits, key: str, value: Any) -> None:
     assert [(problem.where, problem.path) for problem in check_hardened(kits.sites["a"])] == [(str(path), key)]
     harden(kits.sites["a"])
     assert check_hardened(kits.sites["a"]) == []
+
+
+def test_processes_of_one_machine_know_each_other_by_certificate(kits: Kits) -> None:
+    """Else any user of a machine could speak to its job process as the server does; looser is found, at the server too."""
+    for kit in (kits.server, kits.sites["a"]):
+        harden(kit)  # the server's settings name its folder, and this one is a copy
+        path = kit / "local" / "comm_config.json"
+        assert json.loads(path.read_text())["internal"]["resources"]["connection_security"] == "mtls"
+        path.write_text(path.read_text().replace("mtls", "clear"))
+        assert [(problem.where, problem.path) for problem in check_hardened(kit)] == [(str(path), "internal")]
+        path.unlink()
+        assert [problem.where for problem in check_hardened(kit)] == [str(path)]
+        assert all("osmotic site harden" in problem.fix for problem in check_hardened(kit))
+        harden(kit)
+        assert check_hardened(kit) == []
+
+
+def test_a_site_whose_clock_is_hours_behind_can_use_its_new_kit(kits: Kits) -> None:
+    """Root and certificates are good since a day: clocks differ, and a kit is used as soon as it is made."""
+    for kit in (kits.server, kits.sites["a"]):
+        own, root = certificate(kit), load(kit / "startup" / "rootCA.pem")
+        for one in (own, root):
+            assert 0.9 < (datetime.datetime.now(datetime.UTC) - one.since).total_seconds() / 86400 < 1.1
+
+
+def test_the_coordinators_socket_takes_the_own_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever else gets through to it is not read; nor does a job's process speak to a socket of somebody else."""
+    came: list[Any] = []
+    hub = lines.Hub(tmp_path / "home", tmp_path / "book.json", came.append)
+    try:
+        assert hub.path.stat().st_mode & 0o777 == 0o600
+        with_us = lines.dial(tmp_path / "book.json")
+        assert with_us is not None
+        with with_us:
+            with_us.write({"hello": "job", "sites": ["a"]})
+            assert until(lambda: bool(came)) and hub.found()[0].job == "job"
+        monkeypatch.setattr(lines.os, "getuid", lambda: os.geteuid() + 1)
+        assert lines.dial(tmp_path / "book.json") is None
+        with socket.socket(socket.AF_UNIX) as other:
+            other.connect(str(hub.path))
+            assert other.recv(1) == b""  # closed, unread
+    finally:
+        hub.close()
+
+
+def until(true: Callable[[], bool]) -> bool:
+    """Wait a little for something that another thread does."""
+    end = time.monotonic() + 10
+    while not true() and time.monotonic() < end:
+        time.sleep(0.01)
+    return true()
 
 
 def test_settings_beside_ours_and_missing_ones_are_found(kits: Kits) -> None:

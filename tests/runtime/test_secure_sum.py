@@ -237,7 +237,7 @@ def test_pinned_identities_make_it_hold_against_a_server_that_lies(shop: Any, go
     assert go(pipeline(NOISY, waive=False))["sums"][0]["trust"] == "active"
     shop.defaults["identities"]["south"] = Identity(b"1" * 32).public.hex()
     shop.records["north"] = shop.records["north"][:1]
-    with pytest.raises(RefusedError, match="the keys of south are not theirs"):
+    with pytest.raises(ConfigError, match="the identity pinned for 'south' is not its own key"):
         go(pipeline(NOISY, waive=False))
     backup(shop.home, tmp_path / "backup", "north")
     assert [p.name for p in (tmp_path / "backup" / "north" / "secure").iterdir()] == ["identity"]

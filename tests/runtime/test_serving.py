@@ -20,7 +20,7 @@ from osmotic.runtime.nvflare.server import listing, looking, serving
 from osmotic.runtime.nvflare.site.audit import Audit
 from osmotic.runtime.nvflare.site.mailbox import Mailbox
 from osmotic.runtime.nvflare.site.site_file import versions_of, write_site
-from osmotic.runtime.party.answering import Answering
+from osmotic.runtime.party.answering import Answering, Rules
 from osmotic.runtime.party.policies import policies_of
 from osmotic.schemas.errors import OsmoticError, PeerError, RefusedError
 from osmotic.schemas.site import ServerFile, SiteFile
@@ -35,6 +35,7 @@ class Sites:
         self.folder, self.toys, self.said = folder, toys, list[str]()
         self.facts: dict[str, dict[str, Any]] = {}
         self.away: set[str] = set()
+        self.trouble: dict[str, str] = {}  # what the engine knows of why a site does not answer
         self.policies = {"north": folder / "shop.sites.yaml", "south": folder / "shop.sites.yaml"}
         self.loop: Any = None
         told = ServerFile(
@@ -61,7 +62,7 @@ class Sites:
             for name in self.policies
             if name not in self.loop.away
         }
-        self.loop.carrier = lambda: self.loop
+        self.loop.carrier, self.loop.trouble = lambda: self.loop, lambda name: self.trouble.get(name, "")
         try:
             yield self.loop
         finally:
@@ -84,7 +85,8 @@ class Sites:
         (place / "local").mkdir(parents=True, exist_ok=True)
         file = SiteFile(osmotic_site=1, party=name, server="hub", policy=str(self.policies[name]))
         write_site(place, file)
-        made = self.loop.services[name] = Answering(file, place / "home", policies_of([name], self.policies[name]), self.toys)
+        rules = lambda: Rules(file, place / "home", policies_of([name], self.policies[name]))  # noqa: E731
+        made = self.loop.services[name] = Answering(rules, self.toys)
         return made
 
     def serve(self, file: Path, **given: Any) -> dict[str, Any]:
@@ -124,6 +126,27 @@ def test_again_nothing_is_spent_twice(shop: Any, tasks: Callable[..., Any], site
     assert [c["label"] for c in first["crossings"]] == [c["label"] for c in again["crossings"]]
     digests = [[p["epsilon"] if "epsilon" in p else p["detail"] for p in one["guarantee"]["parties"]] for one in (first, again)]
     assert digests[0] == digests[1]
+
+
+def test_a_run_that_was_killed_goes_on_under_another_home_at_once(shop: Any, tasks: Callable[..., Any], sites: Sites) -> None:
+    """The sites know the deployment's coordinator, not the folder of its run: they need not wait for the last one's silence."""
+    file = shop.write(tasks())
+    post, loops = importlib.import_module("osmotic_post"), list[Any]()
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(serving, "save", killed)
+        patch.setattr(post.Loop, "close", lambda loop: loops.append(loop))
+        patch.setattr("osmotic.runtime.nvflare.server.line.Line.bye", lambda line: None)
+        with pytest.raises(KeyboardInterrupt):
+            sites.serve(file)
+    (old,) = loops
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sites, "start", lambda name: sites.loop.boxes.update({name: old.boxes[name]}))
+        summary = sites.serve(file, home=sites.folder / "elsewhere")
+    assert summary["outcome"]["ran"] and (sites.folder / "osmotic-server.json").is_file()
 
 
 def test_a_no_is_shown_with_its_reason_before_anything_runs(shop: Any, tasks: Callable[..., Any], sites: Sites) -> None:
@@ -174,6 +197,9 @@ def test_a_site_that_is_away_is_named_with_the_command(shop: Any, tasks: Callabl
         sites.serve(file)
     assert "the site 'south' is not there" in str(caught.value) and "last seen 2 h ago" in str(caught.value)
     assert "osmotic join" in str(caught.value) and caught.value.exit_code == 7
+    sites.trouble["south"] = "it is registered, but starts nothing"
+    with pytest.raises(PeerError, match="starts nothing"):
+        sites.serve(file)
 
 
 def test_with_a_quorum_the_run_goes_on_without_it(shop: Any, tasks: Callable[..., Any], sites: Sites) -> None:

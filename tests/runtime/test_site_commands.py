@@ -4,12 +4,14 @@
 import datetime
 import importlib.util
 import json
+import os
 import shutil
 import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -129,7 +131,13 @@ def test_a_further_site_and_a_new_certificate_under_the_same_root(made: Path, tm
 def test_a_site_is_made_shown_and_checked(bench: Path, run: Run) -> None:
     code, text, error = run("site", "init", "north.zip", "--policy", "policy.yaml")
     assert code == 0, error
-    for part in ("north: a site of hub at localhost:18777", "certificate: valid", "document 4", "next: osmotic join"):
+    for part in (
+        "north: a site of hub at localhost:18777",
+        "certificate: valid",
+        "document 4",
+        "public key ",
+        "next: osmotic join",
+    ):
         assert part in text
     site = bench / "osmotic-site"
     assert json.loads((site / "local/osmotic-site.json").read_text())["policy"] == str(bench / "policy.yaml")
@@ -138,6 +146,9 @@ def test_a_site_is_made_shown_and_checked(bench: Path, run: Run) -> None:
     )
     code, text, _ = run("site", "check", "--json")
     assert code == 0 and json.loads(text)["party"] == "north" and json.loads(text)["warnings"] == []
+    identity = json.loads(text)["identity"]
+    code, text, error = run("keys", "identity", "osmotic-site")
+    assert code == 0 and text == f"north: {identity}\n" and len(identity) == 64, error
     before = {path: path.read_bytes() for path in site.rglob("*") if path.is_file()}
     code, _, error = run("site", "init", "north.zip", "--policy", "policy.yaml")
     assert code == 2 and "there is a site in this folder already" in error
@@ -247,6 +258,20 @@ def test_loose_settings_are_found_and_written_again(bench: Path, run: Run) -> No
     assert code == 2 and "resources.json allow_log_streaming" in error
     assert run("join")[0] == 2
     assert run("site", "harden")[0] == 0 and run("site", "check")[0] == 0
+
+
+@pytest.mark.parametrize("name", ["osmotic-site/local/osmotic-site.json", "osmotic-site", "policy.yaml"])
+def test_what_others_may_write_decides_nothing(name: str, bench: Path, run: Run) -> None:
+    """Another user of the machine could give himself a waiver, or the site another policy."""
+    settled(run)
+    path = bench / name
+    path.chmod(path.stat().st_mode | 0o002)
+    for command in (("site", "check"), ("join",)):
+        code, _, error = run(*command)
+        assert code == 2 and "others on this machine may write what decides here" in error
+        assert f"chmod o-w {name}" in error.replace(f"{bench}/", "")
+    path.chmod(path.stat().st_mode & ~0o002)
+    assert run("site", "check")[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -392,3 +417,19 @@ def _certify(made: Path, site: Path, days: float) -> None:
         serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
     )
     (site / "startup/client.key").write_bytes(private)
+
+
+def test_a_certificate_that_ends_while_the_site_takes_part_is_said_once(bench: Path, made: Path, run: Run) -> None:
+    """A connection outlives it; when it is gone there is no other, and `the server is away` would be half of it."""
+    from osmotic.runtime.nvflare.site import joining
+
+    settled(run)
+    folder, said, state = bench / "osmotic-site", list[str](), joining.State(connected=True)
+    parent: Any = SimpleNamespace(pid=os.getpid())
+    site = joining.look(folder)
+    joining._told(folder, site, parent, state, said.append)
+    assert said == ["north: the server is away; it is tried again"]
+    _certify(made, folder, -1.0)
+    for _ in range(2):
+        joining._told(folder, site, parent, state, said.append)
+    assert len(said) == 2 and "the certificate of north ended on" in said[1] and "--renew" in said[1]

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A kit's settings, narrowed to what this runtime needs: our classes and no others, no code in jobs, no shell, no logs sent.
 
-The engine's own defaults let its server ship code and stream a site's error log. What is written here decides at the *site*,
-whatever the server allows. `check_hardened` says what differs; the site's executor asks it before it answers anything.
+The engine's own defaults let its server ship code and stream a site's error log, and let whoever has an account on a machine
+speak to its processes there as one of them. What is written here decides at the *site*, whatever the server allows.
+`check_hardened` says what differs; the site's executor asks it before it answers anything.
 """
 
 import json
@@ -39,6 +40,11 @@ def authorization(kind: str) -> dict[str, Any]:
     """The permissions of a kit. At the server the admin may also see who is there and end it."""
     rights = dict(RIGHTS) if kind == "site" else {**RIGHTS, "view": "any", "operate": "any"}
     return {"format_version": "1.0", "permissions": {"project_admin": rights}}
+
+
+INSIDE = {  # how the engine's processes of one machine reach each other: by their certificates, as machines do
+    "internal": {"scheme": "tcp", "resources": {"host": "localhost", "connection_security": "mtls"}}
+}
 
 
 def _component(name: str, path: str, **args: Any) -> dict[str, Any]:
@@ -111,7 +117,7 @@ def server_resources(state: Path) -> dict[str, Any]:
 def wanted(kit: Kit) -> dict[str, dict[str, Any]]:
     """The files under `local` that decide, by name."""
     resources = site_resources() if kit.kind == "site" else server_resources(kit.folder / "state")
-    return {"resources.json": resources, "authorization.json": authorization(kit.kind)}
+    return {"resources.json": resources, "authorization.json": authorization(kit.kind), "comm_config.json": INSIDE}
 
 
 def harden(folder: Path) -> None:
@@ -135,7 +141,7 @@ def check_hardened(folder: Path) -> list[Problem]:
     for name, document in wanted(kit).items():
         path = kit.local / name
         if not path.is_file():
-            problems.append(Problem("the site's engine is not narrowed: the file is missing", str(path), fix=FIX))
+            problems.append(Problem("the engine is not narrowed: the file is missing", str(path), fix=FIX))
             continue
         found = read_json(path)
         problems += [_differs(path, key) for key in sorted({*document, *found}) if found.get(key) != document.get(key)]

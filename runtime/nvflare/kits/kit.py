@@ -16,7 +16,6 @@ from osmotic.schemas.errors import ConfigError, Problem
 
 STARTS = {"server": "fed_server.json", "site": "fed_client.json", "admin": "fed_admin.json"}
 AGAIN = "osmotic site kits HOST --sites NAME --renew NAME"  # the command that makes a new certificate
-WARN_DAYS = 30
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ JOBS = {"server": "nvflare.private.fed.app.server.runner_process", "site": "nvfl
 REGISTERED = "Successfully registered client"
 JOB = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 STEP = 0.2
+MEMORY = {"MALLOC_ARENA_MAX": "4", "MALLOC_MMAP_THRESHOLD_": "1048576"}  # what a message took goes back to the system at once
 Told = Callable[[str], None]
 
 
@@ -46,7 +47,6 @@ class Parent:
     kit: Kit
     process: "subprocess.Popen[bytes]"
     start: int
-    seen: list[int] = field(default_factory=list)
 
     @property
     def pid(self) -> int:
@@ -176,7 +176,7 @@ def _spawn(kit: Kit, lock: int) -> Parent:
             start_new_session=True,
             umask=0o077,
             pass_fds=(lock,),
-            env={"MALLOC_ARENA_MAX": "4", **os.environ},
+            env={**MEMORY, **os.environ},
         )
     write_whole(kit.folder / NOTE, json.dumps({"pid": process.pid, "since": time.strftime("%Y-%m-%d %H:%M:%S")}).encode())
     return Parent(kit, process, start)
@@ -236,14 +236,6 @@ def running(folder: Path) -> int | None:
 def leftovers(kit: Kit) -> list[Any]:
     """Job processes of this kit, with or without a parent."""
     return [one for one in _of(kit) if JOBS[kit.kind] in _line(one)]
-
-
-def stop_all(folder: Path, grace: float = 10.0) -> int:
-    """End whatever of the engine runs from a kit's folder, whoever started it; returns how many processes there were."""
-    kit = Kit.read(folder)
-    family = _of(kit)
-    end(family, grace)
-    return len(family)
 
 
 def _of(kit: Kit) -> list[Any]:

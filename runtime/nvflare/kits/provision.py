@@ -184,9 +184,11 @@ def _certificates(days: int) -> Any:
         """Like its base, with another end."""
 
         def _generate_cert(self, *args: Any, **options: Any) -> Any:
-            if not options.get("ca"):
-                now = datetime.now(UTC)
-                options["not_valid_before"] = now - timedelta(minutes=5)  # clocks differ a little
+            now = datetime.now(UTC).replace(microsecond=0)
+            options["not_valid_before"] = since = now - timedelta(days=1)  # clocks differ
+            if options.get("ca"):
+                options["not_valid_after"] = since + timedelta(days=ROOT_DAYS)  # the library looks whether it is that long
+            else:
                 options["not_valid_after"] = min(now + timedelta(days=days), self.root_cert.not_valid_after_utc)
             return super()._generate_cert(*args, **options)
 

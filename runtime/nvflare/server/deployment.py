@@ -44,11 +44,6 @@ def read_server(folder: Path) -> ServerFile:
     return validate(ServerFile, read(path))
 
 
-def server_kit(folder: Path) -> Path:
-    """The folder of the server's own kit."""
-    return folder / read_server(folder).server
-
-
 def make_kits(
     folder: Path, host: str | None, sites: Sequence[str], *, server: str | None = None, port: int | None = None,
     hosts: Sequence[str] = (), days: int | None = None, renew: Sequence[str] = (),

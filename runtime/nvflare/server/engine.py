@@ -28,6 +28,8 @@ LOCK = "coordinator.lock"
 FRESH = 12.0  # seconds: a site was heard of since
 TAKING_OVER = 1.5  # seconds that jobs of an earlier coordinator get to dial in
 STARTED = 20.0  # seconds from a job's submission until its sites answer
+COMING = 10.0  # seconds more after each sign that a site's process is starting: machines may be slow
+LATEST = 90.0  # seconds from a job's submission, at most
 AGAIN = 10.0  # seconds before a site gets another job
 GOING = 5.0  # seconds that jobs get to end
 HEARD = 1.0  # seconds after which their sites know
@@ -49,6 +51,7 @@ class Engine:
         self._hub: Hub | None = None
         self._lock: Any = None
         self._alone = threading.RLock()  # one job is submitted at a time
+        self._coming = 0.0
         self._tried: dict[str, float] = {}
         self._vain: dict[str, int] = {}  # site -> how often it got a process in vain
         self._trouble: dict[str, str] = {}
@@ -113,10 +116,6 @@ class Engine:
             raise Unreachable(site, "absent")
         return line.send(site, header, blob, timeout)
 
-    def up(self) -> bool:
-        """Whether any job of ours is connected: not while the engine's server is away. Never waits."""
-        return any(line.alive for line in self._lines().values())
-
     def sites(self) -> dict[str, Seen]:
         """Who is registered; `present` where it has a process that a message can be sent to."""
         with self._alone:
@@ -150,16 +149,6 @@ class Engine:
                 left = [*(name for name in left if name not in again), *self._give(again)]
             return [name for name in missing if name not in left]
 
-    def refresh(self) -> None:
-        """End all jobs, and give every site that is there a new process: it reads its site file and its policy again."""
-        with self._alone:
-            lines = list(self._lines().values())
-            for line in lines:
-                line.sites = []
-            self._end(lines)
-            self._tried, self._vain = {}, {}
-            self.renew()
-
     def trouble(self, site: str) -> str:
         """What is known of why a site that is there has no process; empty if nothing is."""
         return self._trouble.get(site, "")
@@ -179,12 +168,13 @@ class Engine:
         """Jobs for these sites; wait until they answer, or for STARTED seconds. Returns those that do not."""
         together = [name for name in sites if name not in self._split]
         groups = [*([together] if together else []), *([name] for name in sites if name in self._split)]
-        until, jobs = time.monotonic() + STARTED, {}
+        begun, jobs = time.monotonic(), {}
+        self._coming = begun + STARTED - COMING
         for group in groups:
             self.log(f"starting at {', '.join(group)}")
             jobs[self._admin.submit(group)] = group
         left = dict(jobs)
-        while left and waited(until):
+        while left and waited(min(self._coming + COMING, begun + LATEST)):
             left = {job: names for job, names in left.items() if not self._started(job, names)}
         late = [name for names in left.values() for name in names]
         self._note(sites, [name for name in sites if self._line(name) is None or name in late])
@@ -216,10 +206,13 @@ class Engine:
             self.log(f"no answer from {', '.join(failed)}")
 
     def _answers(self, line: Line, name: str) -> bool:
-        with contextlib.suppress(Unreachable):
+        try:
             if line.send(name, {"engine": "ping"}, b"", 2.0)[0].get("engine") == "pong":
                 line.sites = sorted({*line.sites, name})
                 return True
+        except Unreachable as error:
+            if error.why == "starting":
+                self._coming = max(self._coming, time.monotonic())
         return False
 
     def _ended(self, job: str) -> bool:

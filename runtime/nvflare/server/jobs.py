@@ -81,11 +81,6 @@ class Admin:
 
             self._session = new_secure_session(self.kit.name, str(self.kit.folder), timeout=timeout, auto_login_max_tries=3)
 
-    @property
-    def connected(self) -> bool:
-        """A session is there; whether the server still is shows at the next call."""
-        return self._session is not None
-
     def close(self) -> None:
         """Log out; safe to call twice."""
         session, self._session = self._session, None

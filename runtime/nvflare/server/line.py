@@ -25,7 +25,6 @@ OPENING = 600.0  # seconds that a site may take to open, or an earlier process o
 STALLED = 15.0  # seconds more than a message may take between two looks at the clock: this process itself was frozen
 DAMAGED = 20  # messages in a row that did not arrive as they were sent
 PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.0)  # seconds between two attempts
-APART = 300.0  # seconds between two clocks that are worth a word
 FIX = "start it again there, then run the same command again: what was finished is kept"
 
 
@@ -51,7 +50,6 @@ class Line:
     patience: Callable[[], float]
     session: str = ""
     facts: Header = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
     heard: float = float("-inf")
     closed: bool = False
     greeted: int = 0  # sessions so far
@@ -116,7 +114,8 @@ class Line:
             except StaleEpoch:
                 skips += 1
                 if skips > 3:
-                    raise lost(self.site, "it takes no session of this coordinator") from None
+                    fix = f"remove {self.credential.path}: it is taken for another coordinator then, after a minute of silence"
+                    raise lost(self.site, "it takes no session of this coordinator", fix) from None
                 self._renumber(1000**skips)
                 continue
             if header.get("state") == "ready":
@@ -136,12 +135,8 @@ class Line:
         self._opening, self._numbers = secrets.token_hex(16), itertools.count(1)
 
     def _learn(self, header: Header) -> None:
-        facts, clock = header.get("facts"), header.get("clock")
+        facts = header.get("facts")
         self.facts = tame(facts) if isinstance(facts, dict) else {}
-        self.warnings = []
-        if isinstance(clock, int | float) and abs(clock - time.time()) > APART:
-            apart = clock - time.time()
-            self.warnings.append(f"{self.site}: its clock is {abs(apart):.0f} s {'ahead' if apart > 0 else 'behind'}")
 
     def _unopened(self, error: Any) -> PeerError:
         said = error.get("code") if isinstance(error, dict) else None

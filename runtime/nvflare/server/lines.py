@@ -7,7 +7,9 @@ A job process dials the coordinator and tells its job and sites; then the coordi
 import contextlib
 import itertools
 import json
+import os
 import socket
+import struct
 import tempfile
 import threading
 from collections.abc import Callable
@@ -74,7 +76,18 @@ def dial(book: Path) -> Wire | None:
     except OSError:
         sock.close()
         return None
+    if not ours(sock):
+        sock.close()
+        return None
     return Wire(sock)
+
+
+def ours(sock: socket.socket) -> bool:
+    """Whether the own user is at the other end: the folder says who may open the socket, the system says who did."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return True  # not told here; the folder and the mode of the socket decide
+    _, user, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    return bool(user == os.getuid())
 
 
 class Line:
@@ -166,6 +179,9 @@ class Hub:
                 sock, _ = self._listener.accept()
             except OSError:
                 return
+            if not ours(sock):
+                sock.close()
+                continue
             threading.Thread(target=self._line, args=(Wire(sock),), name="line", daemon=True).start()
 
     def _line(self, wire: Wire) -> None:

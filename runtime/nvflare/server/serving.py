@@ -6,7 +6,7 @@ What is started here is ended here; a server that runs already is used and left 
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,7 @@ from osmotic.runtime.plan.flow import infer
 from osmotic.runtime.plan.graph import Graph
 from osmotic.runtime.plan.load import find, load, sites_file
 from osmotic.runtime.results.verifying import ELSEWHERE
-from osmotic.runtime.run import Runner, Watcher, accept, locked, settle, spare
+from osmotic.runtime.run import Runner, Watcher, accept, locked, spare
 from osmotic.runtime.screen.tables import grid, width
 from osmotic.runtime.screen.watch import watched
 from osmotic.runtime.storage.store import disk
@@ -93,7 +93,7 @@ def serve(
         stack.enter_context(noted(folder, engine))
         missing = wait_for(engine, share.others, wait, said)
         if missing:
-            _away(share, missing, wait)
+            _away(share, {name: engine.trouble(name) for name in missing}, wait)
         transport = stack.enter_context(carried(share, engine, seen))
         _greet(share, transport, [party for party in share.others if party not in missing], said)
         return coordinate(share, transport, seen, said)
@@ -144,11 +144,15 @@ def check_parties(graph: Graph, server: ServerFile, folder: Path) -> None:
         raise ConfigError(*problems)
 
 
-def _away(share: Share, missing: Sequence[str], wait: float) -> None:
-    """Raise PeerError for sites that are not there, unless the quorums of the plan can do without all of them."""
+def _away(share: Share, missing: Mapping[str, str], wait: float) -> None:
+    """Raise PeerError for sites that are not there, unless the quorums of the plan can do without all of them.
+
+    missing: site -> what the engine knows of why, if anything.
+    """
     known, errors = listing.recall(share.folder), dict[str, OsmoticError]()
-    for name in missing:
-        why, fix = f"last seen {listing.ago(known.get(name, {}).get('seen'))}", "there: osmotic join; how it is: osmotic sites"
+    for name, trouble in missing.items():
+        why = trouble or f"last seen {listing.ago(known.get(name, {}).get('seen'))}"
+        fix = "there: osmotic join; how it is: osmotic sites"
         errors[name] = made = PeerError(Problem(f"the site {name!r} is not there", why=why, fix=fix))
         made.reason = f"not there after {wait:g} s"
     share.away = errors
@@ -169,7 +173,7 @@ def carried(share: Share, engine: "Engine", watcher: Watcher) -> "Iterator[Nvfla
         service,
         share.others,
         engine.carrier(),
-        share.home,
+        share.folder,  # one coordinator a deployment: a run that was killed and another --home are the same to the sites
         watcher.progress,
         renew=engine.renew,
     )
@@ -203,7 +207,7 @@ def _greet(share: Share, transport: "Nvflare", parties: list[str], tell: Tell) -
 def coordinate(share: Share, transport: "Nvflare", watcher: Watcher, tell: Tell) -> dict[str, Any]:
     """Ask for every site's yes or no, run, write the report."""
     from osmotic.runtime.reporting.gather import plan_of
-    from osmotic.runtime.results.summary import summarise
+    from osmotic.runtime.results.concluding import conclude
 
     try:
         refused = accept(Listening(transport, share), share.graph)
@@ -211,12 +215,13 @@ def coordinate(share: Share, transport: "Nvflare", watcher: Watcher, tell: Tell)
         tell(answers_text(share.answers))
     labels = infer(share.graph, {share.own: share.site.policy})
     plan = plan_of(share.graph, share.configs, labels, {share.own: share.site})
-    outcome = Runner(share.graph, transport, watcher, home=share.home, refused=refused).run()
-    summary = summarise(share.graph, transport, outcome, plan=plan)
-    settle(transport, share.graph, outcome.lost)
+    runner = Runner(share.graph, transport, watcher, home=share.home, refused=refused)
+    outcome = runner.run()
+    summary = conclude(share.graph, transport, outcome, plan)
     summary["home"] = str(share.home)
     summary["resolved"] = share.graph.pipeline.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     save(share, summary)
+    runner.over()
     return summary
 
 

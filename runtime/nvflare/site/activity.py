@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether work gets on, as one counter: by the progress that a task tells, and by the processor time of its thread and of the
-processes that it started. What it does, and how much, is not in it: it moves at most once a look.
+processes that it started. What it does, and how much, is not in it: it moves at most once in EVERY seconds, however often it is
+looked at, so that a server that asks all the time cannot count a task's steps.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+EVERY = 1.0  # seconds between two movements of the counter
 STEP = 0.05  # seconds of processor time between two looks that count as getting on
 DEEPEST = 4  # generations of processes
 
@@ -21,6 +23,7 @@ class Activity:
         self._lock = threading.Lock()
         self._steps = self._seen = self._tick = 0
         self._spent = 0.0
+        self._moved = float("-inf")
 
     def step(self) -> None:
         """Something has happened."""
@@ -28,12 +31,15 @@ class Activity:
             self._steps += 1
 
     def look(self) -> int:
-        """The counter, moved on if there was progress since the last look."""
+        """The counter, moved on if there was progress since it last did, and that was not just now."""
+        if time.monotonic() - self._moved < EVERY:
+            return self._tick
         spent = _spent(self.thread)
         with self._lock:
             if self._steps != self._seen or abs(spent - self._spent) >= STEP:  # less: a process has ended
                 self._seen, self._spent = self._steps, spent
                 self._tick += 1
+                self._moved = time.monotonic()
             return self._tick
 
 

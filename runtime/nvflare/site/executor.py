@@ -21,7 +21,7 @@ from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
 
 from osmotic.runtime.nvflare.kits.harden import check_hardened
-from osmotic.runtime.nvflare.lighter import lighten
+from osmotic.runtime.nvflare.lighter import Sweeper, lighten
 from osmotic.runtime.nvflare.site import standing
 from osmotic.runtime.nvflare.site.audit import Audit
 from osmotic.runtime.nvflare.wire import TOPIC
@@ -39,7 +39,7 @@ class Carry(Executor):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__()
-        self._boot = secrets.token_hex(8)
+        self._boot, self._sweeper = secrets.token_hex(8), Sweeper()
         self._mailbox: Any = None
         self._audit: Audit | None = None
         self._over = threading.Event()
@@ -92,7 +92,9 @@ class Carry(Executor):  # type: ignore[misc]
         if header.get("engine") == "ping":
             back = header.get("back", ECHO)
             return _reply({"engine": "pong", "boot": self._boot}, blob[: back if isinstance(back, int) else 0])
-        return _reply(*self._mailbox.handle(header, blob, _origin(fl_ctx)))
+        said, body = self._mailbox.handle(header, blob, _origin(fl_ctx))
+        self._sweeper.passed(max(len(blob), len(body)))
+        return _reply(said, body)
 
 
 def _read(request: Shareable) -> tuple[dict[str, Any], bytes]:

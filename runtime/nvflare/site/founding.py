@@ -5,7 +5,9 @@ A folder is made beside its place and moved there whole: one that was interrupte
 """
 
 import os
+import shlex
 import shutil
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +20,7 @@ from osmotic.runtime.party.data import Datasets, check_distinct
 from osmotic.runtime.party.policies import Policies
 from osmotic.runtime.plan.load import sites_file
 from osmotic.runtime.storage.durable import own_folder
+from osmotic.runtime.storage.keyring import IDENTITY
 from osmotic.runtime.storage.store import disk
 from osmotic.schemas.errors import ConfigError, DataError, OsmoticError, Problem
 from osmotic.schemas.policy import SitePolicy
@@ -45,6 +48,7 @@ class Site:
     tells: str
     allows: dict[str, Any]
     home: Path
+    identity: str = ""  # public key for secure sums; "" where every pipeline has its own
     warnings: list[Problem] = field(default_factory=list)
 
 
@@ -82,6 +86,7 @@ def found(
             making.rename(folder)
     finally:
         packing.clear(making)
+    _identity(Place.of(folder).policies(), about.party, make=True)
     return look(folder)
 
 
@@ -179,7 +184,7 @@ def look(folder: Path) -> Site:
 
     place = Place.of(folder)
     policies, kit = place.policies(), Kit.read(folder)
-    problems = check_hardened(folder)
+    problems = [*check_hardened(folder), *open_files(place, folder)]
     for check in (lambda: check_certificate(folder), lambda: check_policy(policies, place.site.party)):
         try:
             check()
@@ -195,8 +200,28 @@ def look(folder: Path) -> Site:
     return Site(
         folder, party, place.site.server, kit.host, kit.port, own.fingerprint, f"{own.since:%Y-%m-%d}", f"{own.until:%Y-%m-%d}",
         own.days_left, place.policy, policy_digest(folder, policies, party), place.site.tells, allowed(policy), place.home,
-        _warnings(place, own.days_left, own.path, policy),
+        _identity(policies, party), _warnings(place, own.days_left, own.path, policy),
     )  # fmt: skip
+
+
+def _identity(policies: Policies, party: str, make: bool = False) -> str:
+    """The public key for secure sums of a site whose keys lie in one folder; "" where there is none yet."""
+    from osmotic.runtime.secure.agreeing import identity_in
+
+    vault = policies.vault(party)
+    there = vault is not None and (make or (vault / IDENTITY).is_file())
+    return identity_in(vault).public.hex() if vault is not None and there else ""
+
+
+def open_files(place: Place, folder: Path) -> list[Problem]:
+    """What decides here and can be changed by any other user of this machine: it would decide for its operator."""
+    found = []
+    for path in (folder, folder / "local", folder / FILE, place.policy.parent, place.policy):
+        mode = path.stat().st_mode
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            what = "others on this machine may write what decides here"
+            found.append(Problem(what, str(path), fix=f"chmod o-w {shlex.quote(str(path))}"))
+    return found
 
 
 def _warnings(place: Place, left: float, certificate: Path, policy: SitePolicy) -> list[Problem]:
@@ -264,6 +289,7 @@ def site_text(site: Site) -> str:
         f"        digest {site.digest}",
         f"stores and ledgers: {site.home}",
         f"tells the server of a refused plan: {site.tells}",
+        f"secure sums: public key {site.identity or 'made by the first one of each pipeline'}",
         "the policy allows",
     ]
     for key, value in site.allows.items():

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from osmotic.runtime.nvflare.site.founding import Site, look
+from osmotic.schemas.errors import OsmoticError
 
 if TYPE_CHECKING:
     from osmotic.runtime.nvflare.kits.parents import Parent
@@ -29,6 +30,7 @@ class State:
 
     connected: bool | None = None
     working: bool = False
+    expired: bool = False
 
 
 def join(folder: Path, tell: Tell, once: bool = False, over: Callable[[], bool] = lambda: False) -> Site:
@@ -77,11 +79,25 @@ def _told(folder: Path, site: Site, parent: "Parent", state: State, tell: Tell) 
     if connected != state.connected and (connected or state.connected is not None):
         place = f"{site.host}:{site.port}"
         tell(f"{site.party}: connected to {place}" if connected else f"{site.party}: the server is away; it is tried again")
+    if not connected:
+        _ended(folder, state, tell)
     state.connected = connected
     working = at_work(folder)
     if working != state.working:
         tell(f"{site.party}: {f'at work for {site.server}' if working else 'done; waiting'}")
     state.working = working
+
+
+def _ended(folder: Path, state: State, tell: Tell) -> None:
+    """Say once that the certificate is no good any more: a connection outlives its end, and cannot be made again."""
+    from osmotic.runtime.nvflare.kits.kit import check_certificate
+
+    try:
+        check_certificate(folder)
+    except OsmoticError as error:
+        if not state.expired:
+            tell(str(error))
+        state.expired = True
 
 
 def is_connected(pid: int, port: int) -> bool:

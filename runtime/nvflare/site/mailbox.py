@@ -16,7 +16,7 @@ from typing import Any
 from osmotic.runtime.nvflare.site.audit import Audit
 from osmotic.runtime.nvflare.site.desk import Desk, Served, Task
 from osmotic.runtime.nvflare.site.sessions import Session, Sessions, key_in
-from osmotic.runtime.nvflare.site.spool import Spool
+from osmotic.runtime.nvflare.site.spool import Spool, room
 from osmotic.runtime.nvflare.wire import (
     CHUNK,
     OPERATIONS,
@@ -32,6 +32,7 @@ from osmotic.runtime.nvflare.wire import (
 from osmotic.schemas.artifacts import canonical
 
 LONGEST_WAIT = 1.0  # seconds for which a message may wait for something to happen
+SMALL = 1 << 16  # bytes of a body that a nearly full disk is not asked about
 APART = 300.0  # seconds between two clocks that are worth a word
 
 
@@ -176,6 +177,8 @@ class Mailbox:
             return self.spool.take
         if total != len(blob):
             raise Refused("truncated", f"{len(blob)} bytes of {total}")
+        if total > SMALL:
+            room(self.spool.folder, total)
         return lambda: blob
 
     def _poll(self, session: Session, header: Header, blob: bytes) -> Message:

@@ -16,7 +16,7 @@ from typing import Any
 
 from osmotic import __version__
 from osmotic.plugins.host import Registry, build_registry
-from osmotic.runtime.party.answering import Answering
+from osmotic.runtime.party.answering import Answering, Rules
 from osmotic.runtime.party.keys import RULES
 from osmotic.runtime.party.policies import Policies, policies_of
 from osmotic.runtime.storage.durable import write_whole
@@ -86,10 +86,13 @@ def own_policy(file: Path, party: str) -> Policies:
 
 
 def opened(workspace: Path) -> Answering:
-    """The site, ready to answer: its policy and plugins are read now, its ledger is opened by the first plan."""
-    place = Place.of(workspace)
-    registry = build_registry(names=place.site.plugins)
-    return Answering(place.site, place.home, place.policies(), registry)
+    """The site, ready to answer: its plugins are read now, its policy with every plan, its ledger is opened by the first."""
+
+    def rules() -> Rules:
+        place = Place.of(workspace)
+        return Rules(place.site, place.home, place.policies())
+
+    return Answering(rules, build_registry(names=rules().site.plugins))
 
 
 def facts(workspace: Path) -> dict[str, Any]:

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bodies that arrive in chunks, in whatever order: in a file of the site's folder until they are whole, then in memory once."""
 
+import contextlib
 import errno
 import os
+import shutil
 import threading
 from pathlib import Path
 
 from osmotic.runtime.nvflare.wire import CHUNK, TOTAL, Refused, offsets
 from osmotic.runtime.storage.store import disk
 
+SPARE = 64 << 20  # bytes of the disk that no server can fill: the ledger and the audit need them
 Name = tuple[int, int]  # number of the request, number of the call within it (0: the request itself)
 
 
@@ -70,8 +73,9 @@ class Spool:
         """Make room for a body before its first byte is taken, so that a full disk is noticed now."""
         self._drop()
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            room(self.folder, total)
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
             if hasattr(os, "posix_fallocate"):  # elsewhere a full disk is noticed by the chunk that it has no room for
                 os.posix_fallocate(self._file, 0, total)
         except OSError as error:
@@ -84,6 +88,13 @@ class Spool:
             os.close(self._file)
         self._name, self._total, self._file, self._have = (0, 0), 0, -1, set()
         self.path.unlink(missing_ok=True)
+
+
+def room(folder: Path, total: int) -> None:
+    """Raise Refused (full) where so many bytes would take what is to be spared. A folder that is not there yet has room."""
+    with contextlib.suppress(FileNotFoundError):
+        if shutil.disk_usage(folder).free < total + SPARE:
+            raise Refused("full", "the disk is nearly full")
 
 
 def _full(error: OSError) -> Refused:

@@ -51,13 +51,12 @@ class Deployed:
 
     def down(self) -> None:
         """End everything."""
-        if self.engine is not None:
-            self.engine.close()
+        self.again()
         for parent in reversed(self.parents):
             parent.stop(3.0)
 
     def settle_in(self, policy: Path, home: Path, plugins: list[str] | None = None) -> None:
-        """What the sites' next processes read. home: where a pipeline's name makes the folder of a run."""
+        """What the sites read with the next plan. home: where a pipeline's name makes the folder of a run."""
         for name, kit in self.kits.sites.items():
             found = {"osmotic_site": 1, "party": name, "server": OWN, "policy": str(policy), "home": str(home)}
             found |= {} if plugins is None else {"plugins": plugins}
@@ -72,10 +71,8 @@ class Deployed:
         service = Service(open_site(OWN, ready.home, ready.policies, registry), True)
         try:
             with locked(ready.home):
-                engine = self._fresh()
-                transport = Nvflare(
-                    OWN, service, others, engine.carrier(), home, watcher.progress, renew=lambda n: engine.renew(n)
-                )
+                engine = self.coordinator()
+                transport = Nvflare(OWN, service, others, engine.carrier(), self.folder, watcher.progress, renew=engine.renew)
                 try:
                     refused = accept(transport, ready.graph)
                     outcome = Runner(ready.graph, transport, watcher, 1, ready.home, refused).run()
@@ -91,14 +88,18 @@ class Deployed:
             service.site.ledger.close()
         return json.loads(json.dumps(summary))  # type: ignore[no-any-return]
 
-    def _fresh(self) -> Engine:
-        """The engine, with new processes at the sites."""
+    def coordinator(self) -> Engine:
+        """The engine's session, one for all runs; after `again` a new one, with new processes at the sites."""
         if self.engine is None:
             self.engine = Engine(self.kits.server, self.kits.admin, self.folder / "engine")
             self.engine.open()
-        else:
-            self.engine.refresh()
         return self.engine
+
+    def again(self) -> None:
+        """End the processes that answer: the next run has others, as the next `osmotic serve` would."""
+        if self.engine is not None:
+            self.engine.close()
+        self.engine = None
 
     def _told(self, error: OsmoticError, service: Service) -> OsmoticError:
         logs = [(kit / FAILURES) for kit in self.kits.sites.values()]
