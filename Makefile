@@ -18,13 +18,17 @@ CODE := $(shell find src $(FOLDERS) -type f -not -path '*/__pycache__/*' -not -n
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test check dev install generate clean
+.PHONY: demo test test-whole check dev install generate clean
 
 demo: $(VENV)/.installed
 	$(BIN)/osmotic run fedcot --isolate
 
 test: $(VENV)/.dev $(VENV)/.example
 	$(BIN)/pytest -n auto --dist loadfile
+
+# All of it: whole deployments over NVFlare that are killed, frozen and followed word for word, and the longest kills, too.
+test-whole: $(VENV)/.dev $(VENV)/.example
+	OSMOTIC_WHOLE=1 $(BIN)/pytest -n auto --dist loadfile
 
 check: dev $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -112,6 +112,7 @@ def machines(tmp_path: Path) -> Iterator[Machines]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.whole
 def test_ten_minutes_word_for_word(machines: Machines) -> None:
     """Every block of the page runs, in order, where it says; what is shown after one is in what it printed."""
     pytest.importorskip("nvflare", reason="the extra nvflare is not installed")

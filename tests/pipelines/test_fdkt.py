@@ -75,6 +75,7 @@ def shop(party: str) -> list[dict[str, str]]:
     return domain.splits()[party]
 
 
+@pytest.mark.whole
 def test_again_runs_nothing_and_spends_nothing(finished: Path) -> None:
     before = json.loads(osmotic("ledger", str(finished), "--json").stdout)
     done = osmotic("run", *short(finished), "--isolate", "--quiet", "--json")

@@ -98,6 +98,7 @@ def test_again_runs_nothing_and_spends_nothing(finished: Path) -> None:
     assert osmotic("verify", str(finished)).returncode == 0
 
 
+@pytest.mark.whole
 def test_a_killed_run_goes_on_to_the_same_prompt(finished: Path, tmp_path: Path) -> None:
     only = 'matrix.arm=["manual","feddtpt"]'
     deadline, said = time.monotonic() + 200, b""

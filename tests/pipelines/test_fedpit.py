@@ -111,6 +111,7 @@ def test_again_runs_nothing_and_spends_nothing(finished: Path) -> None:
     assert json.loads(osmotic("ledger", str(finished), "--json").stdout) == before
 
 
+@pytest.mark.whole
 def test_a_killed_run_goes_on_to_the_same_adapter(finished: Path, tmp_path: Path) -> None:
     """SIGKILL as soon as the first client has its local adapter."""
     base, arguments = tmp_path / "parties" / CLIENTS[0] / "run.sqlite", command("run", *short(tmp_path, ALONE))

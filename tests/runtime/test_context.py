@@ -104,7 +104,7 @@ def test_another_version_or_other_rules_compute_anew(
     shop: Any, tasks: Tasks, registry: Registry, monkeypatch: pytest.MonkeyPatch, name: str, value: Any, why: str
 ) -> None:
     assert run(shop, tasks(), registry) == ""
-    monkeypatch.setattr(f"osmotic.runtime.party.site.{name}", value)
+    monkeypatch.setattr(f"osmotic.runtime.party.facts.{name}", value)
     plan = api.plan(shop.write(tasks()), home=shop.home, registry=registry)
     assert {t["task"]: t["why"] for t in plan["tasks"]}["items"] == [why] and keys.RULES == 1
 

@@ -69,7 +69,7 @@ def test_data_and_results(run: Callable[..., Path], shop: Any) -> None:
 
 def test_new_code_is_named_by_task(run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     one = run("one")
-    monkeypatch.setattr("osmotic.runtime.party.site.code_of", lambda module: f"changed, {keys.code_of(module)}")
+    monkeypatch.setattr("osmotic.runtime.party.facts.code_of", lambda module: f"changed, {keys.code_of(module)}")
     found = diff(one, run("two"))
     assert {c["what"] for c in found["code"]} == {"items: code", "safe: code", "counted: code", "met: code"}
     assert found["config"] == [] and found["results"] == []

@@ -122,7 +122,9 @@ def test_a_damaged_artifact_is_made_anew_and_equal(small: Path, hashes: Hashes) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("isolate", [False, True], ids=["in process", "isolated"])
+@pytest.mark.parametrize(
+    "isolate", [pytest.param(False, id="in process"), pytest.param(True, id="isolated", marks=pytest.mark.whole)]
+)
 def test_a_run_killed_at_random_moments_ends_equal(small: Path, hashes: Hashes, isolate: bool) -> None:
     """kill -9 after 2 to 6 seconds, again and again; then it ends, with the hashes of a run that nobody killed."""
     run(small, "calm", "noise_seed=5")

@@ -106,6 +106,7 @@ def test_several_processes_give_the_same_once_and_at_the_same_time(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("toy_path")
+@pytest.mark.whole
 def test_a_run_killed_at_a_random_moment_goes_on_and_ends_the_same(
     shop: Any, tasks: Callable[..., dict[str, Any]], toys: Registry, tmp_path: Path, hashes: Hashes
 ) -> None:

@@ -216,6 +216,7 @@ def test_an_impostor_is_not_taken_in(world: World, tmp_path: Path) -> None:
     assert world.boot("a") == boot
 
 
+@pytest.mark.whole
 def test_a_site_whose_settings_were_changed_answers_nothing(world: World) -> None:
     """Between two jobs: the next process refuses, and is right again when the settings are."""
     path = world.kits.sites["b"] / "local" / "authorization.json"
@@ -274,6 +275,7 @@ def test_a_coordinator_that_was_killed_finds_its_jobs_again(world: World, tmp_pa
     assert {name: world.boot(name) for name in NAMES} == boots
 
 
+@pytest.mark.whole
 def test_a_server_that_was_killed_and_returns(world: World) -> None:
     """Sites come back by themselves; the coordinator gives them processes again."""
     world.running["server"].kill()
@@ -282,6 +284,7 @@ def test_a_server_that_was_killed_and_returns(world: World) -> None:
     until(world.everybody, 90.0)
 
 
+@pytest.mark.whole
 def test_a_frozen_site_is_not_replaced_while_it_is_silent(world: World) -> None:
     """Nothing is heard of it for longer than a site's sign of life takes; when it thaws it answers by the same process."""
     import psutil

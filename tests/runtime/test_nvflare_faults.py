@@ -53,6 +53,7 @@ def deployment(faults: Any, tmp_path: Path) -> Iterator[Any]:
         net.close()
 
 
+@pytest.mark.whole
 def test_a_run_whose_parties_are_killed_ends_as_if_nothing_had_happened(faults: Any, deployment: Any) -> None:
     baseline = {"digests": {"seeded": faults.local(deployment)}}
     baseline["ledgers"] = {"short": faults.ledgers(deployment.folder / "again-ledgers")}

@@ -52,6 +52,7 @@ def small(tmp_path: Path) -> Path:
     return tmp_path / "fedcot.yaml"
 
 
+@pytest.mark.whole
 def test_three_sites_give_what_one_machine_gives(
     toys: Registry, small: Path, tmp_path: Path, hashes: Callable[[Path], dict[str, str]]
 ) -> None:

@@ -222,6 +222,7 @@ def test_why_a_site_refused_a_plan_is_told_without_anything_that_a_terminal_obey
 
 
 @pytest.mark.slow
+@pytest.mark.whole
 def test_fifty_sites_in_one_plan(post: Any, shop: Any, toys: Registry, tasks: Tasks) -> None:
     """Every site has a mailbox, a store and a ledger of its own; some are away for a moment."""
     names = [f"site{i:02}" for i in range(50)]

@@ -110,7 +110,7 @@ def test_a_changed_input_is_named(place: Place, pieces: Registry, tmp_path: Path
 
 def test_new_code_is_named(toy: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     toy(run=True)
-    monkeypatch.setattr("osmotic.runtime.party.site.code_of", lambda module: f"{keys.code_of(module)}, changed")
+    monkeypatch.setattr("osmotic.runtime.party.facts.code_of", lambda module: f"{keys.code_of(module)}, changed")
     assert reasons(toy())["records"] == ["new code"]
 
 

@@ -71,15 +71,15 @@ def by_fate(shop: Any, file: Path, home: Path, watcher: Any) -> dict[str, Any]:
 def deployed(tmp_path_factory: pytest.TempPathFactory, toys: Registry) -> Iterator[Any]:
     """NVFlare's server and two sites, as processes with TLS on loopback; each run gives the sites new processes."""
     pytest.importorskip("nvflare", reason="the extra nvflare is not installed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(TOYS))
-        patch.setenv("OSMOTIC_PLUGINS", "toys")
-        made = importlib.import_module("osmotic_deployed").Deployed(tmp_path_factory.mktemp("deployed"), ("north", "south"))
-        try:
+    made = importlib.import_module("osmotic_deployed").Deployed(tmp_path_factory.mktemp("deployed"), ("north", "south"))
+    try:
+        with pytest.MonkeyPatch.context() as patch:  # undone at once: a test's own patches are undone before this fixture's end
+            patch.setenv("PYTHONPATH", str(TOYS))
+            patch.setenv("OSMOTIC_PLUGINS", "toys")
             made.up()
-            yield made
-        finally:
-            made.down()
+        yield made
+    finally:
+        made.down()
 
 
 @pytest.fixture(

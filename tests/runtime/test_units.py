@@ -396,6 +396,7 @@ def test_two_processes_at_once_do_not_overspend(tmp_path: Path) -> None:
     ledger.close()
 
 
+@pytest.mark.whole
 def test_kills_lose_nothing_and_charge_nothing_twice(tmp_path: Path) -> None:
     """Five kills of a run over 300 records; benchmarks/kill.py does a hundred over ten thousand."""
     file = Path(__file__).parents[2] / "benchmarks" / "kill.py"
