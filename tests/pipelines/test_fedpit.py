@@ -104,6 +104,7 @@ def test_the_server_holds_no_text_of_a_client(finished: Path) -> None:
     assert not any(row[name].encode() in held for row in own for name in ("id", "instruction", "response"))
 
 
+@pytest.mark.whole
 def test_again_runs_nothing_and_spends_nothing(finished: Path) -> None:
     before = json.loads(osmotic("ledger", str(finished), "--json").stdout)
     outcome = json.loads(osmotic("run", *short(finished, BOTH), "--json").stdout)["outcome"]

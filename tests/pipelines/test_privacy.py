@@ -89,6 +89,7 @@ def test_a_ceiling_fails_the_finished_run(finished: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.whole
 def test_the_whole_sweep_is_valid() -> None:
     done = osmotic("plan", "privacy", "--home", "/nonexistent/osmotic", "--json")
     assert done.returncode == 0, done.stderr

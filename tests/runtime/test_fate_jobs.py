@@ -176,6 +176,7 @@ def test_the_deadline_of_a_site_ends_a_task_that_does_not_return(jobs: Jobs, tas
     assert "told no progress for 4 s" in told(ends[GUEST]) + told(ends[HOST])
 
 
+@pytest.mark.whole
 def test_a_job_that_stands_still_ends_with_the_name_of_the_task(jobs: Jobs, tasks: Tasks) -> None:
     def stop(bridge: Any, text: str) -> None:
         if bridge.party == HOST and text.startswith("plan"):

@@ -36,6 +36,7 @@ def started(monkeypatch: Any) -> list[Any]:
     return found
 
 
+@pytest.mark.whole
 def test_a_rank_is_killed_and_the_run_goes_on(tiny: SimpleNamespace, tmp_path: Path, started: list[Any]) -> None:
     """The other rank is ended with it; called again, two processes end with one's losses and weights."""
     more: dict[str, Any] = {"steps": 40, "held_out": (15, 9)}  # three files of steps
@@ -78,6 +79,7 @@ def test_a_loss_that_is_no_number_is_told_as_by_one_process(tiny: SimpleNamespac
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="stops a process by a signal")
+@pytest.mark.whole
 def test_a_rank_that_hangs_is_not_waited_for_for_ever(
     tiny: SimpleNamespace, tmp_path: Path, started: list[Any], monkeypatch: Any
 ) -> None:
